@@ -1,0 +1,159 @@
+"""Run the course from the command line: ``python -m helpers build``; ``python -m helpers --help`` lists the rest."""
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+
+from helpers import settings
+
+SITE = settings.ROOT / "_site"
+WORK = settings.NOTEBOOKS / "_build"
+
+
+def _fingerprint() -> str:
+    """Hash what the outputs depend on besides a notebook's own cells: myst-nb's cache does not look at it."""
+    digest = hashlib.sha256()
+    files = [*(settings.ROOT / "helpers").glob("*.py"), *settings.DATA.glob("*.csv"), *settings.WEIGHTS.glob("*")]
+    files += [path for path in settings.IMAGES.glob("*") if not path.name.startswith(".")]
+    for path in sorted(files):
+        if path.is_file():
+            digest.update(f"{path.relative_to(settings.ROOT)} ".encode() + path.read_bytes())
+    digest.update(repr(sorted((d.name, d.version) for d in distributions())).encode())
+    digest.update(repr(sorted(item for item in os.environ.items() if item[0].startswith("COURSE_"))).encode())
+    return digest.hexdigest()
+
+
+def _fresh_cache(effort: str) -> Path:
+    """Return the cache folder of this effort, emptied if helpers, data, packages or choices changed."""
+    cache = WORK / f"cache-{effort}"
+    stamp = cache / "made_from.txt"
+    now = _fingerprint()
+    if cache.exists() and not (stamp.exists() and stamp.read_text() == now):
+        shutil.rmtree(cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(now)
+    return cache
+
+
+def _failed_cell(path: Path, error_text: str) -> str:
+    """Name the cell that failed; nbclient's message quotes the cell's source, not its number."""
+    from helpers import course
+
+    code = [cell.source for cell in course.read(path).cells if cell.cell_type == "code"]
+    for number, source in enumerate(code, start=1):
+        if source.strip() and source.strip() in error_text:
+            return f"code cell [{number}]"
+    return "before or between cells"
+
+
+def build(effort: str, only: list[str], out: Path) -> int:
+    """Run the notebooks and render the site; return the exit code."""
+    os.environ["COURSE_EFFORT"] = effort  # the kernels inherit it
+    from sphinx.application import Sphinx
+
+    from helpers import course, images, models
+
+    chosen = {path.stem: path for path in course.choose(only)}
+    images.sample_photos()
+    for name in models.NETWORKS:  # once, with its progress bar here, not in the middle of a lesson
+        print(models.load_model(name)[1], flush=True)
+    skipped = [path.name for path in course.notebooks() if path.stem not in chosen]
+    clock: dict[str, float] = {}
+    results: dict[str, dict] = {}
+
+    def before(app: Sphinx, docname: str, source: list[str]) -> None:
+        if docname in chosen:
+            clock[docname] = time.perf_counter()
+            print(f"[{len(clock)}/{len(chosen)}] {docname} …", end=" ", flush=True)
+
+    def after(app: Sphinx, doctree: object) -> None:
+        docname = app.env.docname
+        if docname in chosen:
+            seconds = time.perf_counter() - clock[docname]
+            results[docname] = dict(app.env.nb_metadata[docname]["exec_data"], wall_s=seconds)
+            print(f"{'done' if results[docname]['succeeded'] else 'FAILED'} in {seconds:.0f} s", flush=True)
+
+    warnings = WORK / "warnings.txt"
+    started = time.perf_counter()
+    overrides = {
+        "nb_execution_mode": "cache",
+        "nb_execution_cache_path": str(_fresh_cache(effort)),
+        "nb_execution_excludepatterns": skipped,
+    }
+    with warnings.open("w", encoding="utf-8") as log:
+        app = Sphinx(
+            srcdir=settings.NOTEBOOKS,
+            confdir=settings.NOTEBOOKS,
+            outdir=out,
+            doctreedir=WORK / "doctrees",
+            buildername="html",
+            confoverrides=overrides,
+            status=None,
+            warning=log,
+            freshenv=True,
+        )
+        app.connect("source-read", before)
+        app.connect("doctree-read", after)
+        app.build()
+    print(f"\nThe course at {effort} effort took {time.perf_counter() - started:.0f} s:")
+    failed = False
+    for docname, path in chosen.items():
+        result = results.get(docname)
+        if result and result["succeeded"]:
+            cached = " (from the cache)" if result["wall_s"] < 0.5 * (result["runtime"] or 0) else ""
+            print(f"  passed  {docname}  {result['runtime']:.1f} s{cached}")
+            continue
+        failed = True
+        text = result["traceback"] if result else "it was not read"
+        print(f"  FAILED  {docname}  in {_failed_cell(path, text)}: {text.strip().splitlines()[-1]}")
+    complaints = warnings.read_text(encoding="utf-8").strip()
+    if complaints:
+        print(f"Sphinx complains:\n{complaints}", file=sys.stderr)
+    print(f"The site: {(out / 'index.html').resolve().as_uri()}")
+    return 1 if failed or complaints else 0
+
+
+def store(only: list[str]) -> int:
+    """Run notebooks in place, keep their outputs, and refresh the generated lines; return the exit code."""
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    from helpers import course
+
+    failed = False
+    for path in course.choose(only):
+        print(f"{path.name} …", end=" ", flush=True)
+        try:
+            print(f"{course.store_outputs(path):.0f} s", flush=True)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            failed = True
+            print(f"FAILED in {_failed_cell(path, str(error))}; the file is as before.\n{error}", flush=True)
+    for name in course.refresh_generated():
+        print(f"generated lines refreshed: {name}")
+    return 1 if failed else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m helpers", description="Run and render the course.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("build", help="run the notebooks and render them as a site in _site/")
+    one.add_argument("--effort", choices=settings.EFFORTS, default=settings.effort(), help="how much work to do")
+    one.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these; the rest keep stored outputs")
+    one.add_argument("--out", type=Path, default=SITE, help="folder for the site")
+    two = commands.add_parser("store", help="for authors: run notebooks in place and keep their outputs")
+    two.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these")
+    choice = parser.parse_args(arguments)
+    try:
+        return build(choice.effort, choice.only, choice.out) if choice.command == "build" else store(choice.only)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

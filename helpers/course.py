@@ -1,0 +1,182 @@
+"""The notebooks as files: which there are, how they link to each other, and whether their stored outputs are fresh.
+
+Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it.
+"""
+
+import ast
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from helpers import settings
+
+README_TABLE = re.compile(r"(<!-- notebooks: .*?-->\n).*?(<!-- end of notebooks -->)", re.DOTALL)
+GENERATED = re.compile(r"\n*<!-- generated -->.*\Z", re.DOTALL)
+CELL_TIMEOUT_S = 600
+
+
+def notebooks() -> list[Path]:
+    """Return the course's notebooks in order."""
+    return sorted(settings.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def choose(numbers: list[str]) -> list[Path]:
+    """Return the notebooks whose names start with one of the given numbers ("03"); all of them for an empty list.
+
+    Raises:
+        ValueError: if a number fits no notebook.
+    """
+    books = notebooks()
+    for number in numbers:
+        if not any(book.name.startswith(number) for book in books):
+            names = ", ".join(book.name[:2] for book in books)
+            raise ValueError(f"No notebook starts with {number!r}; there are {names}.")
+    return [book for book in books if not numbers or book.name.startswith(tuple(numbers))]
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    """Read a notebook, in notebook format 4."""
+    return nbformat.read(path, as_version=4)
+
+
+def title(path: Path) -> str:
+    """Return a notebook's title: its first line, without the ``#``."""
+    return read(path).cells[0].source.splitlines()[0].removeprefix("# ").strip()
+
+
+def question(path: Path) -> str:
+    """Return the question that a notebook opens with: the first line set in bold."""
+    lines = read(path).cells[0].source.splitlines()
+    return next(line.strip("* ") for line in lines if line.startswith("**"))
+
+
+def _code(book: nbformat.NotebookNode) -> list[str]:
+    return [cell.source for cell in book.cells if cell.cell_type == "code"]
+
+
+def _helpers_imported(code: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module == "helpers":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("helpers.")}
+    return names
+
+
+def _sources(path: Path) -> Iterator[bytes]:
+    """Yield all that a notebook's outputs depend on: its code, the helpers it imports and the course's data."""
+    code = _code(read(path))
+    yield "\n".join(code).encode()
+    plain = "\n".join(re.sub(r"^[%!].*$", "", cell, flags=re.MULTILINE) for cell in code)  # IPython's own syntax
+    waiting, seen = _helpers_imported(plain), set()
+    while waiting:
+        name = waiting.pop()
+        module = settings.ROOT / "helpers" / f"{name}.py"
+        if name in seen or not module.exists():
+            continue
+        seen.add(name)
+        waiting |= _helpers_imported(module.read_text(encoding="utf-8"))
+    for name in sorted(seen):
+        yield (settings.ROOT / "helpers" / f"{name}.py").read_bytes()
+    for table in sorted(settings.DATA.glob("*.csv")):
+        yield table.read_bytes()
+    for weights in sorted(settings.WEIGHTS.glob("*-standin-*.pth")):
+        yield weights.name.encode()  # the name holds the content's hash
+
+
+def source_hash(path: Path) -> str:
+    """Return the SHA-256 of all that a notebook's outputs depend on; line ends do not count."""
+    digest = hashlib.sha256()
+    for source in _sources(path):
+        digest.update(source.replace(b"\r\n", b"\n") + b"\0")
+    return digest.hexdigest()
+
+
+def store_outputs(path: Path) -> float:
+    """Run a notebook from top to bottom in a fresh kernel and keep its outputs, its run time and its source hash.
+
+    Returns:
+        The run time in seconds.
+    Raises:
+        nbclient.exceptions.CellExecutionError: if a cell fails; the file is then left as it was.
+    """
+    book = read(path)
+    environment = {**os.environ, "COURSE_EFFORT": settings.effort()}
+    client = NotebookClient(book, timeout=CELL_TIMEOUT_S, resources={"metadata": {"path": str(path.parent)}})
+    before = source_hash(path)
+    started = time.perf_counter()
+    client.execute(env=environment)
+    seconds = time.perf_counter() - started
+    for cell in book.cells:
+        cell.metadata.pop("execution", None)  # time stamps of every cell: a new diff each run, and nobody reads them
+    book.metadata["course"] = {"source_hash": before, "effort": settings.effort(), "seconds": round(seconds, 1)}
+    write(path, book)
+    return seconds
+
+
+def write(path: Path, book: nbformat.NotebookNode) -> None:
+    """Write a notebook so that an interrupted write leaves the old file."""
+    nbformat.validate(book)
+    part = path.with_suffix(".part")
+    part.write_text(nbformat.writes(book) + "\n", encoding="utf-8", newline="\n")
+    part.replace(path)
+
+
+def navigation(path: Path) -> str:
+    """Return the line of links: previous, contents, next."""
+    books = notebooks()
+    at = books.index(path)
+    links = [f"[← {books[at - 1].name[:2]}]({books[at - 1].name})"] if at > 0 else []
+    links.append("[contents](index.md)")
+    links += [f"[{books[at + 1].name[:2]} →]({books[at + 1].name})"] if at + 1 < len(books) else []
+    return " · ".join(links)
+
+
+def minutes(path: Path) -> str:
+    """Return a notebook's measured run time in words, as of its last stored run."""
+    course = read(path).metadata.get("course")
+    if not course:
+        return "not measured yet"
+    seconds = course["seconds"]
+    amount = "under a minute" if seconds < 55 else f"about {max(1, round(seconds / 60))} min"
+    return f"{amount} ({seconds:.0f} s measured on 2 cores, {course['effort']} effort)"
+
+
+def refresh_generated() -> list[str]:
+    """Write the generated lines of every notebook and the README's table; return the names of the files changed."""
+    changed = []
+    for path in notebooks():
+        book = read(path)
+        first, last = book.cells[0], book.cells[-1]
+        links = navigation(path)
+        wanted = {id(first): f"\n\n<!-- generated -->\n**Time:** {minutes(path)}.\n\n{links}"}
+        wanted[id(last)] = f"\n\n<!-- generated -->\n{links}"
+        before = nbformat.writes(book)
+        for cell in (first, last):
+            cell.source = GENERATED.sub("", cell.source) + wanted[id(cell)]
+        if nbformat.writes(book) != before:
+            write(path, book)
+            changed.append(path.name)
+    readme = settings.ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    new = README_TABLE.sub(lambda found: found[1] + readme_table() + found[2], text)
+    if new != text:
+        readme.write_text(new, encoding="utf-8", newline="\n")
+        changed.append(readme.name)
+    return changed
+
+
+def readme_table() -> str:
+    """Return the README's table of notebooks, in Markdown."""
+    rows = ["| notebook | the question it answers |", "| --- | --- |"]
+    rows += [f"| [{title(path)}](notebooks/{path.name}) | {question(path)} |" for path in notebooks()]
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,191 @@
+"""Photos: the samples, opening what people really have, and turning a photo into the network's input.
+
+Taught in notebooks/03_single_image_inference.ipynb.
+"""
+
+import shutil
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms._presets import ImageClassification
+
+from helpers import settings
+
+SAMPLES_CSV = settings.DATA / "sample_photos.csv"
+MAX_PIXELS = 80_000_000  # a decoded RGB picture of this size takes 240 MB
+MAX_ASPECT = 50  # Resize keeps the aspect ratio: a 1 x 100000 line would become 256 x 25600000
+MAX_PHOTOS = 32  # a folder is decoded into memory as a whole
+
+
+class PhotoError(ValueError):
+    """A file that cannot be used as a photo; the message names it and says why."""
+
+
+def sample_photos() -> pd.DataFrame:
+    """Copy the sample photos out of the installed packages, where they are not yet in ``data/images``.
+
+    Returns:
+        One row a photo: file, package, source, licence, credit, class_id (ImageNet, 0 to 999), match ("exact", or
+        "nearest" where ImageNet has no such class), note, path.
+    Raises:
+        FileNotFoundError: if a package that brings a photo is not installed, or no longer ships it.
+    """
+    table = pd.read_csv(SAMPLES_CSV, keep_default_na=False)
+    settings.IMAGES.mkdir(parents=True, exist_ok=True)
+    table["path"] = [settings.IMAGES / name for name in table["file"]]
+    for row in table.itertuples():
+        if not row.path.exists():
+            shutil.copyfile(_inside_package(row.package, row.source), row.path)
+    return table
+
+
+def _inside_package(package: str, source: str) -> Path:
+    spec = find_spec(package)  # finds the folder without importing the package
+    if spec is None:
+        raise FileNotFoundError(
+            f"The sample photo {source} comes with the package {package}, which is not installed. "
+            f"Run: python -m pip install -r requirements.txt"
+        )
+    path = Path(spec.origin).parent / source
+    if not path.exists():
+        raise FileNotFoundError(
+            f"The installed {package} has no {source}. Install the version named in requirements.txt, "
+            f"or put a photo of your own into {settings.IMAGES} and remove this row from {SAMPLES_CSV.name}."
+        )
+    return path
+
+
+def open_photo(path: str | Path) -> Image.Image:
+    """Open a picture file as an upright 8-bit RGB picture.
+
+    Handles JPEG, PNG, WebP, BMP, GIF (first frame) and TIFF; grey, palette, transparent (laid on white), CMYK and 16-bit
+    pictures; and the rotation that a phone writes into EXIF.
+
+    Args:
+        path: the picture file.
+    Returns:
+        A PIL picture of mode RGB.
+    Raises:
+        PhotoError: one sentence that names the file, if it is missing, a folder, empty, no picture, cut off, more than
+            ``MAX_PIXELS`` pixels, or longer than ``MAX_ASPECT`` times its width.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise PhotoError(f"{path.name} is a folder, not a photo: give the path of one picture file.")
+    try:
+        if path.stat().st_size == 0:
+            raise PhotoError(f"{path.name} is empty (0 bytes): copy or download it again.")
+        with warnings.catch_warnings():
+            # Pillow only warns above its own limit; the size check in _refuse_bombs says it better.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+        with picture:
+            _refuse_bombs(path, picture)
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError:
+        raise PhotoError(f"{path.name} does not exist in {path.parent.resolve()}: check the name.") from None
+    except PermissionError:
+        raise PhotoError(f"{path.name} may not be read: change its permissions.") from None
+    except UnidentifiedImageError:
+        raise PhotoError(f"{path.name} is not a picture that Pillow can read: save it as JPEG or PNG.") from None
+    except Image.DecompressionBombError:
+        raise PhotoError(
+            f"{path.name} claims more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller."
+        ) from None
+    except PhotoError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
+        raise PhotoError(f"{path.name} is damaged or cut off ({error}): copy or download it again.") from error
+
+
+def _refuse_bombs(path: Path, picture: Image.Image) -> None:
+    """Judge by the header, before a single pixel is decoded."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise PhotoError(
+            f"{path.name} claims {width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} million: make it smaller."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise PhotoError(f"{path.name} is {width} x {height} pixels, a line rather than a photo: crop it.")
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):
+        return _wide_grey_to_rgb(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _wide_grey_to_rgb(picture: Image.Image) -> Image.Image:
+    """Scale 16-bit and floating-point grey to 8 bits; Pillow's own convert() clips them instead."""
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64))
+    # 16-bit files use 0 to 65535, floating-point ones by custom 0 to 1; anything else is stretched to its own range.
+    top = 65535.0 if picture.mode.startswith("I") else 1.0
+    low, high = (0.0, top) if values.min() >= 0 and values.max() <= top else (values.min(), values.max())
+    scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny) * 255
+    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+
+
+def open_folder(
+    folder: str | Path | None = None, *, limit: int = MAX_PHOTOS
+) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    """Open every photo of a folder; a bad file is left out and does not stop the others.
+
+    Args:
+        folder: the folder; ``data/images``, with the sample photos in it, if not given.
+        limit: how many photos to open at the most.
+    Returns:
+        The photos by file name, in the order of their names, and for each file left out the reason.
+    Raises:
+        PhotoError: if the folder does not exist or no file in it can be used.
+    """
+    if folder is None:
+        sample_photos()
+        folder = settings.IMAGES
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PhotoError(f"The folder {folder} does not exist: make it and put photos into it.")
+    photos: dict[str, Image.Image] = {}
+    left_out: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):  # .gitignore, .DS_Store and the like
+            continue
+        if len(photos) == limit:
+            left_out[path.name] = f"{path.name} comes after the first {limit} photos: raise limit to open more."
+            continue
+        try:
+            photos[path.name] = open_photo(path)
+        except PhotoError as error:
+            left_out[path.name] = str(error)
+    if not photos:
+        reasons = " ".join(left_out.values()) or "It is empty."
+        raise PhotoError(f"There is no usable photo in {folder}. {reasons}")
+    return photos, left_out
+
+
+def preprocessing(size: int = 256, *, resize: int | None = None) -> ImageClassification:
+    """Return torchvision's own preprocessing at any size: resize, centre crop, scale to 0..1, normalise.
+
+    ``preprocessing(256)`` is the article's; ``preprocessing(224, resize=256)`` is what both networks' ImageNet weights
+    were published with. The result takes a PIL picture and returns float32 of shape (3, size, size); add the batch axis
+    with ``[None]``.
+
+    Args:
+        size: height and width of the centre crop, in pixels.
+        resize: length of the shorter side before the crop; ``size`` if not given.
+    Raises:
+        ValueError: if ``size`` is below 1 or ``resize`` is below ``size``.
+    """
+    resize = size if resize is None else resize
+    if not 1 <= size <= resize:
+        raise ValueError(f"size is {size} and resize {resize}; needed: 1 <= size <= resize.")
+    return ResNet18_Weights.IMAGENET1K_V1.transforms(crop_size=size, resize_size=resize)

@@ -1,0 +1,61 @@
+"""The 1000 ImageNet classes by name, in English and Chinese.
+
+Taught in notebooks/03_single_image_inference.ipynb.
+"""
+
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from helpers import settings
+
+CLASSES_CSV = settings.DATA / "imagenet_classes.csv"
+
+
+@cache
+def class_table() -> pd.DataFrame:
+    """Return the class table: id (0 to 999), wordnet_id, english, chinese; one row a class, in the order of id."""
+    return pd.read_csv(CLASSES_CSV, encoding="utf-8", keep_default_na=False)
+
+
+def class_names(language: str | None = None) -> list[str]:
+    """Return the 1000 class names in the order of the networks' outputs.
+
+    Args:
+        language: "english" or "chinese"; the course's setting if not given.
+    Raises:
+        ValueError: if the language is another one.
+    """
+    language = language or settings.label_language()
+    if language not in settings.LANGUAGES:
+        raise ValueError(f"The label language is {language!r}; it must be one of {', '.join(settings.LANGUAGES)}.")
+    return class_table()[language].tolist()
+
+
+def top_k(logits: np.ndarray, k: int = 5, *, language: str | None = None) -> pd.DataFrame:
+    """Name the k most probable classes of one photo.
+
+    Equal logits are ordered by class id, so the answer does not depend on the sorting method.
+
+    Args:
+        logits: the network's output for one photo, shape (1000,) or (1, 1000).
+        k: how many classes, 1 to 1000.
+        language: of the names; the course's setting if not given.
+    Returns:
+        k rows, most probable first: class_id, name, probability (softmax over all 1000 logits, 0 to 1).
+    Raises:
+        ValueError: if the shape is another one, k is out of range or a logit is NaN or infinite.
+    """
+    names = class_names(language)
+    logits = np.asarray(logits, dtype=np.float64)
+    if logits.shape not in {(len(names),), (1, len(names))}:
+        raise ValueError(f"The logits have shape {logits.shape}; needed: ({len(names)},), those of one photo.")
+    if not 1 <= k <= len(names):
+        raise ValueError(f"k is {k}; it must be from 1 to {len(names)}.")
+    if not np.isfinite(logits).all():
+        raise ValueError("The logits hold NaN or infinity: check the input's type and scale, and the weights.")
+    exponentials = np.exp(logits.ravel() - logits.max())
+    probability = exponentials / exponentials.sum()
+    order = np.argsort(-logits.ravel(), kind="stable")[:k]
+    return pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability[order]})

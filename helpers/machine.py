@@ -1,0 +1,87 @@
+"""Facts about the machine that the cells run on: versions, processor, memory, accelerator.
+
+Taught in notebooks/00_deployment_landscape.ipynb.
+"""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import joblib
+import onnxruntime
+import psutil
+import torch
+
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
+
+# name of the fact in torch.cpu.get_capabilities() -> (name in print, what it is for)
+INSTRUCTION_SETS = {
+    "avx2": ("AVX2", "8 float32 numbers per instruction"),
+    "avx512_f": ("AVX-512", "16 float32 numbers per instruction"),
+    "avx512_vnni": ("AVX-512 VNNI", "fast INT8 dot products"),
+    "avx_vnni": ("AVX-VNNI", "fast INT8 dot products, 256 bits wide"),
+    "avx512_bf16": ("AVX-512 BF16", "bfloat16 dot products"),
+    "amx_tile": ("AMX", "matrix tiles for INT8 and bfloat16"),
+    "neon": ("NEON", "4 float32 numbers per instruction (Arm)"),
+}
+
+
+def cpu_name() -> str:
+    """Return the processor's name as it reports itself."""
+    return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
+
+
+def instruction_sets() -> dict[str, bool]:
+    """Return for each instruction set that matters to inference whether this processor has it."""
+    found = torch.cpu.get_capabilities()
+    is_arm64 = platform.machine().lower() in {"arm64", "aarch64"}  # every 64-bit Arm processor has NEON
+    return {name: bool(found.get(key)) or (key == "neon" and is_arm64) for key, (name, _) in INSTRUCTION_SETS.items()}
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: the machine's, less what affinity or a container takes away."""
+    return joblib.cpu_count()
+
+
+def memory_limit_gib() -> float:
+    """Return the memory in GiB that this process may use: the machine's, or the container's limit if that is lower."""
+    limit = psutil.virtual_memory().total
+    cgroup = Path("/sys/fs/cgroup/memory.max")  # a container's limit on Linux; "max" means none
+    if cgroup.exists() and (text := cgroup.read_text().strip()).isdigit():
+        limit = min(limit, int(text))
+    return limit / 2**30
+
+
+def gpu_name() -> str | None:
+    """Return the name of the accelerator that PyTorch can use, or None."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return "Apple GPU (MPS)"
+    return None
+
+
+def versions_line() -> str:
+    """Return one line for the top of a notebook: versions, processor, cores and system."""
+    packages = " · ".join(f"{name} {version(name)}" for name in PACKAGES)
+    system = f"{platform.system()} {platform.machine()}"
+    hardware = (
+        f"{cpu_name()}, {usable_cores()} cores, {memory_limit_gib():.0f} GiB · {system} · GPU: {gpu_name() or 'none'}"
+    )
+    return f"Python {platform.python_version()} · {packages}\n{hardware}"
+
+
+def facts() -> dict[str, str]:
+    """Return every fact as text by its name, for a table."""
+    return {
+        "System": f"{platform.system()} {platform.release()} ({platform.machine()})",
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "Processor": cpu_name(),
+        "Cores in the machine": str(psutil.cpu_count(logical=False) or psutil.cpu_count()),
+        "Cores this process may use": str(usable_cores()),
+        "Instruction sets": ", ".join(name for name, there in instruction_sets().items() if there) or "none known",
+        "Memory": f"{memory_limit_gib():.1f} GiB",
+        "GPU": gpu_name() or "none",
+        "ONNX Runtime providers": ", ".join(onnxruntime.get_available_providers()),
+    }

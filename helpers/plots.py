@@ -1,0 +1,89 @@
+"""How pictures look in this course: one style, one way to show a photo and its classes, Chinese where a font has it."""
+
+from functools import cache
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
+
+CJK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "Arial Unicode MS",
+)
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc3311", "#aa4499", "#777777"
+
+
+@cache
+def cjk_font() -> str | None:
+    """Return the first installed font that can draw Chinese, or None."""
+    installed = set(font_manager.get_font_names())
+    return next((name for name in CJK_FONTS if name in installed), None)
+
+
+def use_course_style(*, photos: bool = False) -> None:
+    """Set matplotlib's rcParams for the course; call it once, in a notebook's second cell.
+
+    Args:
+        photos: store figures as JPEG, for notebooks that show photos: as PNG they are five times larger.
+    """
+    families = ["DejaVu Sans"] + ([cjk_font()] if cjk_font() else [])
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (8, 4),
+            "figure.dpi": 100,
+            "figure.facecolor": "white",  # solid, so that plots stay readable on a dark page
+            "figure.constrained_layout.use": True,
+            "font.family": families,
+            "font.size": 11,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": mpl.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, RED, GREY]),
+            "grid.color": "#dddddd",
+            "legend.frameon": False,
+        }
+    )
+    if photos:
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 88})
+    else:
+        set_matplotlib_formats("png")
+
+
+def drawable_language(language: str) -> str:
+    """Return the language that labels in a plot can be drawn in: "english" where no font has Chinese characters."""
+    return "english" if language == "chinese" and cjk_font() is None else language
+
+
+def show_photo(photo: Image.Image, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Draw a photo without axes and return the Axes."""
+    ax = plt.gca() if ax is None else ax
+    ax.imshow(photo)
+    ax.set_title(title)
+    ax.axis("off")
+    return ax
+
+
+def show_top_k(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the probabilities of ``labels.top_k`` as horizontal bars, the most probable on top, and return the Axes."""
+    ax = plt.gca() if ax is None else ax
+    bars = ax.barh(table["name"], table["probability"], color=BLUE)
+    ax.bar_label(bars, fmt="%.3f", padding=3)
+    ax.invert_yaxis()
+    ax.set(xlabel="probability", xlim=(0, 1.15))
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.grid(axis="y", visible=False)
+    return ax

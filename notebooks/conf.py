@@ -1,0 +1,30 @@
+"""Sphinx configuration: plain ``sphinx-build`` renders the stored outputs; ``python -m helpers build`` runs the cells."""
+
+project = "Image classifiers into production with ONNX"
+author = "the course's contributors"
+copyright = author  # Sphinx's own name for it
+
+extensions = ["myst_nb"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
+language = "en"
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_theme_options = {
+    "use_download_button": True,
+    "show_toc_level": 2,
+    "show_navbar_depth": 1,
+    "search_bar_text": "Search the course",
+}
+html_static_path = ["_static"]
+html_css_files = ["course.css"]
+html_copy_source = True  # the download button hands out the notebook itself
+html_show_sourcelink = False
+
+nb_execution_mode = "off"
+nb_execution_timeout = 600  # seconds a cell
+nb_execution_show_tb = True
+nb_execution_raise_on_error = False  # the other notebooks still run; the build command reports the failure
+nb_merge_streams = True
+nb_output_stderr = "warn"  # a cell that writes on stderr is a defect
+myst_heading_anchors = 3
