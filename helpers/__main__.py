@@ -6,13 +6,15 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 
 from helpers import settings
 
-SITE = settings.ROOT / "_site"
-WORK = settings.NOTEBOOKS / "_build"
+WORK = settings.ROOT / "_build"
+SITE = WORK / "html"
 
 
 def _fingerprint() -> str:
@@ -40,15 +42,29 @@ def _fresh_cache(effort: str) -> Path:
     return cache
 
 
+@contextmanager
+def _quiet_kernels() -> Iterator[None]:
+    """Send the kernels' own stderr (not the cells') to a file: it would tear the progress lines apart."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(2)
+    with (WORK / "kernels.log").open("w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def _failed_cell(path: Path, error_text: str) -> str:
-    """Name the cell that failed; nbclient's message quotes the cell's source, not its number."""
+    """Name the cell that failed: nbclient's message quotes the cell's source, not its number."""
     from helpers import course
 
-    code = [cell.source for cell in course.read(path).cells if cell.cell_type == "code"]
-    for number, source in enumerate(code, start=1):
-        if source.strip() and source.strip() in error_text:
-            return f"code cell [{number}]"
-    return "before or between cells"
+    code = [cell.source.strip() for cell in course.read(path).cells if cell.cell_type == "code"]
+    quoted = [number for number, source in enumerate(code, start=1) if source and source in error_text]
+    if not quoted:
+        return "an unknown cell (the kernel died or hung)"
+    return f"code cell [{max(quoted, key=lambda number: len(code[number - 1]))}]"
 
 
 def build(effort: str, only: list[str], out: Path) -> int:
@@ -61,7 +77,7 @@ def build(effort: str, only: list[str], out: Path) -> int:
     chosen = {path.stem: path for path in course.choose(only)}
     images.sample_photos()
     for name in models.NETWORKS:  # once, with its progress bar here, not in the middle of a lesson
-        print(models.load_model(name)[1], flush=True)
+        print(str(models.load_model(name)[1]).splitlines()[0], flush=True)
     skipped = [path.name for path in course.notebooks() if path.stem not in chosen]
     clock: dict[str, float] = {}
     results: dict[str, dict] = {}
@@ -85,7 +101,7 @@ def build(effort: str, only: list[str], out: Path) -> int:
         "nb_execution_cache_path": str(_fresh_cache(effort)),
         "nb_execution_excludepatterns": skipped,
     }
-    with warnings.open("w", encoding="utf-8") as log:
+    with _quiet_kernels(), warnings.open("w", encoding="utf-8") as log:
         app = Sphinx(
             srcdir=settings.NOTEBOOKS,
             confdir=settings.NOTEBOOKS,
@@ -128,7 +144,9 @@ def store(only: list[str]) -> int:
     for path in course.choose(only):
         print(f"{path.name} …", end=" ", flush=True)
         try:
-            print(f"{course.store_outputs(path):.0f} s", flush=True)
+            with _quiet_kernels():
+                seconds = course.store_outputs(path)
+            print(f"{seconds:.0f} s", flush=True)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failed = True
             print(f"FAILED in {_failed_cell(path, str(error))}; the file is as before.\n{error}", flush=True)
@@ -141,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Read the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Run and render the course.")
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("build", help="run the notebooks and render them as a site in _site/")
+    one = commands.add_parser("build", help="run the notebooks and render them as a site in _build/html/")
     one.add_argument("--effort", choices=settings.EFFORTS, default=settings.effort(), help="how much work to do")
     one.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these; the rest keep stored outputs")
     one.add_argument("--out", type=Path, default=SITE, help="folder for the site")

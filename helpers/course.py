@@ -3,9 +3,7 @@
 Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it.
 """
 
-import ast
 import hashlib
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -61,30 +59,22 @@ def _code(book: nbformat.NotebookNode) -> list[str]:
 
 
 def _helpers_imported(code: str) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module == "helpers":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers."):
-            names.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("helpers.")}
-    return names
+    names = re.findall(r"from helpers\.(\w+) import|import helpers\.(\w+)", code)
+    lists = re.findall(r"from helpers import \(?([\w\s,]+)", code)
+    words = {word for pair in names for word in pair} | {word for text in lists for word in re.split(r"[\s,]+", text)}
+    return {word for word in words if (settings.ROOT / "helpers" / f"{word}.py").exists()}
 
 
 def _sources(path: Path) -> Iterator[bytes]:
     """Yield all that a notebook's outputs depend on: its code, the helpers it imports and the course's data."""
-    code = _code(read(path))
-    yield "\n".join(code).encode()
-    plain = "\n".join(re.sub(r"^[%!].*$", "", cell, flags=re.MULTILINE) for cell in code)  # IPython's own syntax
-    waiting, seen = _helpers_imported(plain), set()
+    code = "\n".join(_code(read(path)))
+    yield code.encode()
+    waiting, seen = _helpers_imported(code), set()
     while waiting:
         name = waiting.pop()
-        module = settings.ROOT / "helpers" / f"{name}.py"
-        if name in seen or not module.exists():
-            continue
         seen.add(name)
-        waiting |= _helpers_imported(module.read_text(encoding="utf-8"))
+        module = settings.ROOT / "helpers" / f"{name}.py"
+        waiting |= _helpers_imported(module.read_text(encoding="utf-8")) - seen
     for name in sorted(seen):
         yield (settings.ROOT / "helpers" / f"{name}.py").read_bytes()
     for table in sorted(settings.DATA.glob("*.csv")):
@@ -101,24 +91,36 @@ def source_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def store_outputs(path: Path) -> float:
-    """Run a notebook from top to bottom in a fresh kernel and keep its outputs, its run time and its source hash.
+def run(path: Path, *, folder: Path | None = None) -> nbformat.NotebookNode:
+    """Run a notebook from top to bottom in a fresh kernel; the file stays as it is.
 
+    Args:
+        path: the notebook.
+        folder: the kernel's working folder; the notebook's own if not given.
     Returns:
-        The run time in seconds.
+        The notebook with its new outputs.
     Raises:
-        nbclient.exceptions.CellExecutionError: if a cell fails; the file is then left as it was.
+        nbclient.exceptions.CellExecutionError: if a cell fails (likewise CellTimeoutError, DeadKernelError).
     """
     book = read(path)
-    environment = {**os.environ, "COURSE_EFFORT": settings.effort()}
-    client = NotebookClient(book, timeout=CELL_TIMEOUT_S, resources={"metadata": {"path": str(path.parent)}})
-    before = source_hash(path)
-    started = time.perf_counter()
-    client.execute(env=environment)
-    seconds = time.perf_counter() - started
+    resources = {"metadata": {"path": str(folder or path.parent)}}
+    NotebookClient(book, timeout=CELL_TIMEOUT_S, resources=resources).execute()
     for cell in book.cells:
         cell.metadata.pop("execution", None)  # time stamps of every cell: a new diff each run, and nobody reads them
-    book.metadata["course"] = {"source_hash": before, "effort": settings.effort(), "seconds": round(seconds, 1)}
+    return book
+
+
+def store_outputs(path: Path) -> float:
+    """Run a notebook and keep its outputs, its run time and its source hash; if a cell fails, the file stays as it was.
+
+    Returns:
+        The run time in seconds, the kernel's start included.
+    """
+    sources = source_hash(path)
+    started = time.perf_counter()
+    book = run(path)
+    seconds = time.perf_counter() - started
+    book.metadata["course"] = {"source_hash": sources, "effort": settings.effort(), "seconds": round(seconds, 1)}
     write(path, book)
     return seconds
 

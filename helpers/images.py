@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms._presets import ImageClassification
 
@@ -20,6 +20,17 @@ SAMPLES_CSV = settings.DATA / "sample_photos.csv"
 MAX_PIXELS = 80_000_000  # a decoded RGB picture of this size takes 240 MB
 MAX_ASPECT = 50  # Resize keeps the aspect ratio: a 1 x 100000 line would become 256 x 25600000
 MAX_PHOTOS = 32  # a folder is decoded into memory as a whole
+
+# EXIF orientation -> what makes the picture upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PhotoError(ValueError):
@@ -63,8 +74,8 @@ def _inside_package(package: str, source: str) -> Path:
 def open_photo(path: str | Path) -> Image.Image:
     """Open a picture file as an upright 8-bit RGB picture.
 
-    Handles JPEG, PNG, WebP, BMP, GIF (first frame) and TIFF; grey, palette, transparent (laid on white), CMYK and 16-bit
-    pictures; and the rotation that a phone writes into EXIF.
+    Handles JPEG, PNG, WebP, BMP, GIF (first frame) and TIFF; grey, palette, transparent (laid on white), CMYK and
+    16-bit pictures; and the rotation that a phone writes into EXIF.
 
     Args:
         path: the picture file.
@@ -87,7 +98,7 @@ def open_photo(path: str | Path) -> Image.Image:
         with picture:
             _refuse_bombs(path, picture)
             picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            return _to_rgb(_upright(picture))
     except FileNotFoundError:
         raise PhotoError(f"{path.name} does not exist in {path.parent.resolve()}: check the name.") from None
     except PermissionError:
@@ -100,7 +111,7 @@ def open_photo(path: str | Path) -> Image.Image:
         ) from None
     except PhotoError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on broken data
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:  # Pillow's decoders, on broken data
         raise PhotoError(f"{path.name} is damaged or cut off ({error}): copy or download it again.") from error
 
 
@@ -115,6 +126,12 @@ def _refuse_bombs(path: Path, picture: Image.Image) -> None:
         raise PhotoError(f"{path.name} is {width} x {height} pixels, a line rather than a photo: crop it.")
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """Undo the EXIF rotation; Pillow's exif_transpose() also rewrites the EXIF, and fails on odd entries in it."""
+    method = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
+    return picture if method is None else picture.transpose(method)
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         return _wide_grey_to_rgb(picture)
@@ -127,7 +144,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _wide_grey_to_rgb(picture: Image.Image) -> Image.Image:
     """Scale 16-bit and floating-point grey to 8 bits; Pillow's own convert() clips them instead."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float64))
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0.0, neginf=0.0)  # marks of missing pixels
     # 16-bit files use 0 to 65535, floating-point ones by custom 0 to 1; anything else is stretched to its own range.
     top = 65535.0 if picture.mode.startswith("I") else 1.0
     low, high = (0.0, top) if values.min() >= 0 and values.max() <= top else (values.min(), values.max())

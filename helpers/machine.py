@@ -12,6 +12,7 @@ import onnxruntime
 import psutil
 import torch
 
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's limit on Linux; "max" means none
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
 
 # name of the fact in torch.cpu.get_capabilities() -> (name in print, what it is for)
@@ -46,8 +47,7 @@ def usable_cores() -> int:
 def memory_limit_gib() -> float:
     """Return the memory in GiB that this process may use: the machine's, or the container's limit if that is lower."""
     limit = psutil.virtual_memory().total
-    cgroup = Path("/sys/fs/cgroup/memory.max")  # a container's limit on Linux; "max" means none
-    if cgroup.exists() and (text := cgroup.read_text().strip()).isdigit():
+    if CGROUP_LIMIT.exists() and (text := CGROUP_LIMIT.read_text().strip()).isdigit():
         limit = min(limit, int(text))
     return limit / 2**30
 

@@ -5,6 +5,7 @@ Taught in notebooks/01_export_and_check.ipynb.
 
 import contextlib
 import hashlib
+import http.client
 import socket
 import sys
 import threading
@@ -147,8 +148,8 @@ def _why_offline(url: str) -> str:
             request = urllib.request.Request(url, method="HEAD")
             with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S):
                 answer[0] = ""
-        except (OSError, ValueError) as error:  # URLError is an OSError; ValueError: a malformed proxy setting
-            answer[0] = str(getattr(error, "reason", error))
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a malformed proxy setting
+            answer[0] = str(getattr(error, "reason", None) or error)  # a reason may be empty
 
     # A thread, because looking up a host name has no time-out of its own.
     thread = threading.Thread(target=ask, daemon=True)
@@ -167,7 +168,7 @@ def _download(url: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stderr(sys.stdout):  # the bar is no error: keep it out of a notebook's red box
             torch.hub.download_url_to_file(url, str(target), hash_prefix=target.stem.rsplit("-", 1)[-1], progress=True)
-    except (OSError, RuntimeError) as error:  # network or disk; RuntimeError is torch.hub's word for a wrong hash
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: torch.hub's for a wrong hash
         raise _NotAvailable(f"The download of {target.name} failed ({error}).") from None
     finally:
         socket.setdefaulttimeout(before)

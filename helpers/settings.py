@@ -51,7 +51,8 @@ def weights_choice() -> str:
     return _choice("COURSE_WEIGHTS", WEIGHT_CHOICES, "auto")
 
 
-def exports_folder() -> Path:
-    """Return the folder for exported models, ``data/exports``, made if it is not there yet."""
-    EXPORTS.mkdir(parents=True, exist_ok=True)
-    return EXPORTS
+def exports_folder(notebook: str) -> Path:
+    """Return the folder for a notebook's exported models, ``data/exports/<notebook>``, made if it is not there."""
+    folder = EXPORTS / notebook
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

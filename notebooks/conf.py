@@ -1,11 +1,11 @@
-"""Sphinx configuration: plain ``sphinx-build`` renders the stored outputs; ``python -m helpers build`` runs the cells."""
+"""Configure Sphinx: plain ``sphinx-build`` renders stored outputs, ``python -m helpers build`` runs the cells."""
 
 project = "Image classifiers into production with ONNX"
 author = "the course's contributors"
 copyright = author  # Sphinx's own name for it
 
 extensions = ["myst_nb"]
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
+exclude_patterns = ["**.ipynb_checkpoints"]
 language = "en"
 
 html_theme = "sphinx_book_theme"

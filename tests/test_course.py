@@ -1,0 +1,107 @@
+"""helpers.course: reading, linking, running and storing notebooks, tried on small notebooks of our own."""
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+from helpers import course, settings
+
+
+def make(path, *code, title="# 00 · A title\n\n**A question?**"):
+    cells = [nbformat.v4.new_markdown_cell(title), *map(nbformat.v4.new_code_cell, code)]
+    book = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("The end.")])
+    course.write(path, book)
+    return path
+
+
+@pytest.fixture
+def small_course(tmp_path, monkeypatch):
+    """A course of three notebooks, two helpers and a table, in a folder of its own."""
+    for folder in ("notebooks", "helpers", "data/weights"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    monkeypatch.setattr(settings, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(settings, "DATA", tmp_path / "data")
+    monkeypatch.setattr(settings, "WEIGHTS", tmp_path / "data" / "weights")
+    (tmp_path / "helpers" / "outer.py").write_text("from helpers import inner\n")
+    (tmp_path / "helpers" / "inner.py").write_text("x = 1\n")
+    (tmp_path / "helpers" / "other.py").write_text("y = 1\n")
+    (tmp_path / "data" / "table.csv").write_text("a\n1\n")
+    (tmp_path / "README.md").write_text("# R\n\n<!-- notebooks: table -->\n<!-- end of notebooks -->\n")
+    for number in range(3):
+        make(tmp_path / "notebooks" / f"0{number}_book.ipynb", "from helpers import outer, elsewhere\nprint(1)")
+    return tmp_path
+
+
+def test_choose_takes_numbers_and_refuses_unknown_ones(small_course):
+    assert [path.name for path in course.choose(["01", "02"])] == ["01_book.ipynb", "02_book.ipynb"]
+    assert len(course.choose([])) == 3
+    with pytest.raises(ValueError, match=r"'07'.*00, 01, 02"):
+        course.choose(["07"])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "changes"),
+    [
+        ("helpers/outer.py", "from helpers import inner  # new\n", True),
+        ("helpers/inner.py", "x = 2\n", True),
+        ("helpers/other.py", "y = 2\n", False),
+        ("data/table.csv", "a\n2\n", True),
+        ("data/table.csv", "a\r\n1\r\n", False),
+        ("data/weights/resnet18-standin-00000000.pth", "", True),
+    ],
+)
+def test_source_hash_follows_what_the_outputs_depend_on(small_course, file, text, changes):
+    path = course.notebooks()[0]
+    before = course.source_hash(path)
+    (small_course / file).write_bytes(text.encode())
+    assert (course.source_hash(path) != before) == changes
+
+
+def test_source_hash_looks_at_code_not_at_prose(small_course):
+    path = course.notebooks()[0]
+    before = course.source_hash(path)
+    book = course.read(path)
+    book.cells[0].source += "\nMore words."
+    course.write(path, book)
+    assert course.source_hash(path) == before
+    book.cells[1].source += "\nprint(2)"
+    course.write(path, book)
+    assert course.source_hash(path) != before
+
+
+def test_generated_lines_link_forward_and_back_and_are_stable(small_course):
+    assert course.refresh_generated() == ["00_book.ipynb", "01_book.ipynb", "02_book.ipynb", "README.md"]
+    first, middle, last = (course.read(path).cells[-1].source for path in course.notebooks())
+    assert "00 →" not in first and "[01 →](01_book.ipynb)" in first
+    assert "[← 00](00_book.ipynb)" in middle and "[02 →](02_book.ipynb)" in middle and "(index.md)" in middle
+    assert "→" not in last.split("contents")[1]
+    assert "[00 · A title](notebooks/00_book.ipynb) | A question?" in (small_course / "README.md").read_text("utf-8")
+    assert course.refresh_generated() == [], "a second refresh changed something"
+
+
+def test_store_keeps_outputs_time_and_hash(small_course):
+    path = make(course.notebooks()[0], "a = 20\nprint(a + 1)")
+    course.store_outputs(path)
+    book = course.read(path)
+    assert book.cells[1].outputs[0].text == "21\n"
+    assert book.cells[1].execution_count == 1
+    assert book.metadata.course.source_hash == course.source_hash(path)
+    assert book.metadata.course.effort == "standard"
+    course.refresh_generated()
+    assert f"{book.metadata.course.seconds:.0f} s measured" in course.read(path).cells[0].source
+
+
+def test_a_failing_cell_leaves_the_file_as_it_was(small_course):
+    path = make(course.notebooks()[0], "print('new')", "raise RuntimeError('on purpose')")
+    before = path.read_bytes()
+    with pytest.raises(CellExecutionError, match="on purpose"):
+        course.store_outputs(path)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_run_takes_the_folder_it_is_given(small_course):
+    path = make(course.notebooks()[0], "from pathlib import Path\nprint(Path.cwd().name)")
+    assert course.run(path).cells[1].outputs[0].text == "notebooks\n"
+    assert course.run(path, folder=small_course).cells[1].outputs[0].text == f"{small_course.name}\n"

@@ -1,0 +1,211 @@
+"""One lesson as a reader runs it: a real JupyterLab, a real browser, "Run All Cells".
+
+What the browser shows is hard to read reliably, so most checks look at the notebook as JupyterLab saved it.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+import pytest
+
+from helpers import settings
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+NOT_COPIED = shutil.ignore_patterns("_build", "jupyter_execute", "exports", ".ipynb_checkpoints", "__pycache__")
+START_S, OPEN_S, RUN_S, STOP_S = 60, 60, 300, 15
+
+NOTEBOOK_IS_READY = """(path) => {
+    const panel = window.jupyterapp?.shell.currentWidget;
+    if (panel?.context?.path !== path || !panel.context.isReady) return false;
+    return panel.sessionContext.kernelDisplayStatus === "idle";
+}"""
+# Started, not awaited: page.evaluate has no time limit.
+RUN_ALL_AND_SAVE = """() => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    window.lesson = {};
+    window.jupyterapp.commands.execute("notebook:run-all-cells")
+        .then(() => panel.context.save())
+        .then(() => { window.lesson.saved = true; })
+        .catch((error) => { window.lesson.problem = String(error); });
+}"""
+SAVED_OR_STUCK = "() => window.lesson.saved || window.lesson.problem || document.querySelector('.jp-Dialog')"
+SHOWN_PICTURES = """async () => {
+    const images = [...document.querySelectorAll(".jp-Notebook .jp-OutputArea-output img")];
+    await Promise.allSettled(images.map((image) => image.decode()));
+    return images.filter((image) => image.naturalWidth > 0).length;
+}"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A JupyterLab that is running."""
+
+    url: str
+    token: str
+    log: Path
+
+    def get(self, path: str) -> dict:
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"token {self.token}"})
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy is set, not to ourselves
+        with direct.open(request, timeout=10) as answer:
+            return json.load(answer)
+
+    def fail(self, message: str) -> NoReturn:
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        pytest.fail(f"{message}\nThe end of JupyterLab's log:\n{tail}", pytrace=False)
+
+
+def copy_course(target: Path) -> Path:
+    """Copy what a lesson needs; the notebooks lose their stored outputs, so that only new ones can pass."""
+    for folder in ("helpers", "notebooks", "data"):
+        shutil.copytree(settings.ROOT / folder, target / folder, ignore=NOT_COPIED)
+    for path in (target / "notebooks").glob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in code_cells(notebook):
+            cell.update(outputs=[], execution_count=None)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+    return target
+
+
+def code_cells(notebook: dict) -> list[dict]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
+
+
+@contextmanager
+def jupyterlab(course: Path, home: Path) -> Iterator[Server]:
+    """Start JupyterLab on ``course``, with all of its own files in ``home``; stop it and its kernels in the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home.mkdir()
+    server = Server(f"http://127.0.0.1:{port}", secrets.token_hex(16), home / "jupyterlab.log")
+    choices = {"COURSE_EFFORT": "quick", "COURSE_WEIGHTS": "stand-in", "COURSE_LABELS": "english"}
+    variables = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    own = {name: str(home / name.lower()) for name in variables}
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"),
+        *("--ServerApp.port_retries=0", f"--ServerApp.root_dir={course}", "--LabApp.expose_app_in_browser=True"),
+        *("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"),
+    ]
+    with server.log.open("w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=course,
+            env=os.environ | choices | own | {"JUPYTER_TOKEN": server.token},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until_it_answers(server, process)
+        yield server
+    finally:
+        stop(process)
+
+
+def wait_until_it_answers(server: Server, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            server.get("/api/status")
+            return
+        except OSError:  # nobody listens yet; URLError is an OSError
+            time.sleep(0.2)
+    state = "still running" if process.poll() is None else f"ended with code {process.returncode}"
+    server.fail(f"JupyterLab does not answer ({state}; waited for at most {START_S} s).")
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End the server, which ends its kernels; whatever is left of them after ``STOP_S`` is killed."""
+    if process.poll() is not None:
+        return
+    server = psutil.Process(process.pid)
+    family = [*server.children(recursive=True), server]
+    process.terminate()
+    _, left = psutil.wait_procs(family, timeout=STOP_S)
+    for one in left:
+        one.kill()
+    psutil.wait_procs(left, timeout=STOP_S)
+    process.wait(STOP_S)
+
+
+def run_in_browser(server: Server, path: str) -> tuple[dict, int]:
+    """Open the notebook, run all of its cells, save it.
+
+    Args:
+        server: the JupyterLab to use.
+        path: the notebook, relative to the course: "notebooks/….ipynb".
+    Returns:
+        The notebook as JupyterLab saved it, and how many pictures the page shows.
+    """
+    from playwright.sync_api import TimeoutError, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        doing, limit_s = "open", OPEN_S
+        try:
+            page.goto(f"{server.url}/lab/tree/{path}?token={server.token}", timeout=OPEN_S * 1000)
+            page.wait_for_function(NOTEBOOK_IS_READY, arg=path, timeout=OPEN_S * 1000)
+            doing, limit_s = "run and save", RUN_S
+            page.evaluate(RUN_ALL_AND_SAVE)
+            page.wait_for_function(SAVED_OR_STUCK, timeout=RUN_S * 1000)
+        except TimeoutError:
+            server.fail(f"JupyterLab did not {doing} {path} within {limit_s} s.")
+        lesson = page.evaluate("() => window.lesson")
+        dialogs = page.locator(".jp-Dialog").all_inner_texts()
+        if "saved" not in lesson or dialogs:
+            said = lesson.get("problem") or " ".join(" ".join(dialogs).split())
+            server.fail(f"JupyterLab could not run and save {path}. It says: {said!r}.")
+        pictures = page.evaluate(SHOWN_PICTURES)
+        browser.close()
+    return server.get(f"/api/contents/{path}?content=1")["content"], pictures
+
+
+def check_lesson(notebook: dict, *, word: str) -> None:
+    """Check that every cell ran, in order and without complaint, and that there are a picture and ``word`` to see."""
+    cells = code_cells(notebook)
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    errors = [f"{output['ename']}: {output['evalue']}" for output in outputs if output["output_type"] == "error"]
+    assert not errors
+    assert not ["".join(output["text"]) for output in outputs if output.get("name") == "stderr"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    shown = [output.get("data", {}) for output in outputs]
+    assert any(kind.startswith("image/") for data in shown for kind in data), "no cell shows a picture"
+    texts = [output.get("text", "") for output in outputs]
+    texts += [data.get(kind, "") for data in shown for kind in ("text/plain", "text/html", "text/markdown")]
+    assert word in "\n".join("".join(text) for text in texts)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(CHROMIUM_NAMES)} is on the PATH")
+def test_a_reader_runs_a_lesson_in_jupyterlab(tmp_path):
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -r requirements.txt")
+    course = copy_course(tmp_path / "course")
+    with jupyterlab(course, tmp_path / "home") as server:
+        notebook, pictures = run_in_browser(server, "notebooks/03_single_image_inference.ipynb")
+    check_lesson(notebook, word="tabby")
+    assert pictures > 0, "the saved notebook has a picture, and the page shows none"

@@ -1,0 +1,103 @@
+"""The files around the notebooks agree with each other, and the code is clean."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+from helpers import course, settings
+
+ROOT = settings.ROOT
+
+
+def requirements():
+    """Return the requirement lines without comments."""
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+def names():
+    return {re.split(r"[=<>~!]", line)[0].strip().lower() for line in requirements()}
+
+
+def test_readme_table_is_the_folder():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert course.readme_table() in readme, "run python -m helpers store"
+    assert len(course.notebooks()) == len(list(settings.NOTEBOOKS.glob("*.ipynb"))), "a notebook without a number"
+
+
+def test_environment_yml_delegates_to_requirements():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    assert environment["channels"] == ["conda-forge"]
+    plain = [item for item in environment["dependencies"] if isinstance(item, str)]
+    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
+    assert {re.split(r"[=<>]", item)[0] for item in plain} == {"python", "pip"}, "packages belong in requirements.txt"
+    assert pip == ["-r requirements.txt"]
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"]
+    assert f"python{python}" in plain, "environment.yml and pyproject.toml ask for different Pythons"
+
+
+def test_every_requirement_says_what_it_is_for():
+    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            assert re.search(r"#\s+\S+", line), f"no reason given: {line}"
+
+
+def test_every_import_is_required():
+    """Each package imported by helpers, notebooks or tests has a line in requirements.txt."""
+    texts = [
+        path.read_text("utf-8")
+        for folder in ("helpers", "tests", "data", "notebooks")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    texts += [
+        "\n".join(c.source for c in course.read(book).cells if c.cell_type == "code") for book in course.notebooks()
+    ]
+    imported = set(re.findall(r"^\s*(?:import|from) ([a-zA-Z_]\w*)", "\n".join(texts), re.MULTILINE))
+    imported -= {"helpers", *sys.stdlib_module_names}
+    owners = packages_distributions()
+    for module in imported & set(owners):
+        wanted = {re.sub(r"[-_.]+", "-", name).lower() for name in owners[module]}
+        assert wanted & {re.sub(r"[-_.]+", "-", name) for name in names()}, f"{module} is not in requirements.txt"
+
+
+@pytest.mark.parametrize("line", requirements())
+def test_installed_version_is_the_required_one(line):
+    from packaging.requirements import Requirement
+
+    wanted = Requirement(line)
+    assert wanted.specifier.contains(distribution(wanted.name).version, prereleases=True)
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_ruff(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_in_markdown_files_resolve():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+            if not target.startswith("https://"):
+                assert (ROOT / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_importing_helpers_does_nothing(tmp_path):
+    """No module downloads, writes or prints at import."""
+    modules = sorted(path.stem for path in (ROOT / "helpers").glob("[a-z]*.py"))
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n" + "\n".join(f"import helpers.{name}" for name in modules)
+    before = {path: path.stat().st_mtime_ns for path in ROOT.rglob("*") if ".git" not in path.parts and path.is_file()}
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, str(ROOT)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert after == before
+    assert list(Path(tmp_path).iterdir()) == []

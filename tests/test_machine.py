@@ -1,0 +1,117 @@
+"""helpers/machine.py: facts are complete and follow what the machine says."""
+
+import os
+import platform
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import onnxruntime
+import psutil
+import pytest
+import torch
+
+from helpers import machine
+
+GIB = 2**30
+
+
+@pytest.fixture
+def capabilities(monkeypatch):
+    """Return a dict that stands in for the processor's answer."""
+    found = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    return found
+
+
+def test_facts_are_complete_and_text():
+    facts = machine.facts()
+    wanted = {"System", "Python", "Processor", "Memory", "GPU", "Instruction sets", "ONNX Runtime providers"}
+    wanted |= {"Cores in the machine", "Cores this process may use", *machine.PACKAGES}
+    assert set(facts) == wanted
+    empty = [name for name, text in facts.items() if not isinstance(text, str) or not text.strip()]
+    assert not empty, f"these facts are no text or empty: {empty}"
+    for package in machine.PACKAGES:
+        assert facts[package] == version(package), f"the version of {package} is wrong"
+    assert facts["ONNX Runtime providers"].split(", ") == onnxruntime.get_available_providers()
+    assert 1 <= int(facts["Cores this process may use"]) <= psutil.cpu_count()
+
+
+def test_versions_line_names_every_version_and_the_machine():
+    line = machine.versions_line()
+    assert line.count("\n") == 1, "it must be two lines: versions, then hardware"
+    for package in machine.PACKAGES:
+        assert f"{package} {version(package)}" in line
+    for part in (f"Python {platform.python_version()}", machine.cpu_name(), f"{machine.usable_cores()} cores", "GiB"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_gib"),
+    [("2147483648\n", 2), ("max\n", 8), (str(64 * GIB), 8), ("", 8), ("9223372036854771712", 8), (None, 8)],
+    ids=["lower", "max", "higher", "empty", "no limit as number", "no file"],
+)
+def test_memory_limit_honours_the_container(monkeypatch, tmp_path, text, expected_gib):
+    limit = tmp_path / "memory.max"
+    if text is not None:
+        limit.write_text(text)
+    monkeypatch.setattr(machine, "CGROUP_LIMIT", limit)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 * GIB))
+    assert machine.memory_limit_gib() == expected_gib
+    assert machine.facts()["Memory"] == f"{expected_gib}.0 GiB"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no processor affinity")
+def test_usable_cores_follow_the_affinity(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    assert machine.usable_cores() == 1, "a process tied to one core is told that it has more"
+
+
+def test_processor_that_names_itself(capabilities):
+    capabilities["cpu_name"] = "Test CPU 3000"
+    assert machine.cpu_name() == "Test CPU 3000"
+
+
+def test_processor_without_a_name_still_has_one(capabilities):
+    assert machine.cpu_name() in {platform.processor(), platform.machine()} - {""}
+
+
+@pytest.mark.parametrize(
+    ("answer", "architecture", "expected"),
+    [
+        ({"avx2": True, "avx512_f": False}, "x86_64", {"AVX2"}),
+        ({"avx2": True, "avx512_f": True, "avx512_vnni": True}, "AMD64", {"AVX2", "AVX-512", "AVX-512 VNNI"}),
+        ({}, "aarch64", {"NEON"}),
+        ({}, "arm64", {"NEON"}),
+        ({}, "riscv64", set()),
+    ],
+)
+def test_instruction_sets_follow_the_processor(monkeypatch, capabilities, answer, architecture, expected):
+    capabilities.update(answer)
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    found = machine.instruction_sets()
+    assert len(found) == len(machine.INSTRUCTION_SETS), "an instruction set has no answer"
+    assert {name for name, there in found.items() if there} == expected
+    assert machine.facts()["Instruction sets"].split(", ") == (
+        sorted(expected, key=list(found).index) or ["none known"]
+    )
+
+
+def test_instruction_sets_are_facts_that_torch_knows():
+    """On x86 a misspelt name would read as "not there" for ever."""
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        pytest.skip(f"torch lists x86 names on x86 only; this is {platform.machine()}")
+    unknown = set(machine.INSTRUCTION_SETS) - {"neon"} - set(torch.cpu.get_capabilities())
+    assert not unknown, f"torch.cpu.get_capabilities() knows no {unknown}"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, False, "Test GPU"), (False, True, "Apple GPU (MPS)"), (False, False, None)],
+)
+def test_gpu_name(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert machine.gpu_name() == expected
+    assert machine.facts()["GPU"] == (expected or "none")
+    assert f"GPU: {expected or 'none'}" in machine.versions_line()

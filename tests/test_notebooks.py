@@ -1,0 +1,108 @@
+"""The notebooks as readers get them: outputs fresh and clean, and every notebook runs alone at quick effort."""
+
+import re
+
+import pytest
+
+from helpers import course, settings
+
+BOOKS = course.notebooks()
+MAX_KIB = 400
+
+
+def by_name(path):
+    return path.stem
+
+
+def code_cells(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def complaints(book):
+    """List what a reader should never meet in the outputs of a notebook."""
+    cells = code_cells(book)
+    found = []
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        found.append("execution counts are not 1..n: not one clean run")
+    for number, cell in enumerate(cells, start=1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                found.append(f"cell [{number}] ends in {output.ename}: {output.evalue}")
+            if output.output_type == "stream" and output.name == "stderr":
+                found.append(f"cell [{number}] writes on stderr: {output.text[:200]}")
+    return found
+
+
+def all_text(book):
+    return "\n".join(str(output.get("text", "")) for cell in code_cells(book) for output in cell.outputs)
+
+
+def test_there_are_notebooks():
+    assert len(BOOKS) >= 4
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=by_name)
+def test_stored_outputs_are_clean(path):
+    assert complaints(course.read(path)) == []
+    assert path.stat().st_size <= MAX_KIB * 1024, f"{path.stat().st_size // 1024} KiB, more than {MAX_KIB}"
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=by_name)
+def test_stored_outputs_are_fresh(path):
+    stored = course.read(path).metadata.get("course", {})
+    assert stored.get("source_hash") == course.source_hash(path), (
+        f"code, helpers or data changed after the stored run: python -m helpers store --only {path.name[:2]}"
+    )
+    assert stored["effort"] == "standard"
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=by_name)
+def test_structure(path):
+    book = course.read(path)
+    first, text = book.cells[0].source, "\n".join(cell.source for cell in book.cells)
+    number = path.name[:2]
+    assert first.startswith(f"# {number} · ")
+    assert re.search(r"^\*\*.+\?\*\*$", first, re.MULTILINE), "the first cell asks no question in bold"
+    for word in ("After this notebook you can", "**Needs:**", "**Time:**"):
+        assert word in first, f"{word!r} is missing from the first cell"
+    assert "measured on" in first, "no measured run time"
+    assert "## Recap" in text and "## Exercises" in text
+    assert "machine.versions_line()" in code_cells(book)[0].source
+    assert re.search(r"^[A-Z_]+ = ", code_cells(book)[1].source, re.MULTILINE), "no settings in capitals"
+    links = course.navigation(path)
+    assert first.endswith(links) and book.cells[-1].source.endswith(links), "run python -m helpers store"
+    assert course.minutes(path) in first, "the time shown is not that of the stored run: run python -m helpers store"
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=by_name)
+def test_exercises_have_a_collapsed_solution_and_a_check(path):
+    cells = course.read(path).cells
+    tags = [cell.metadata.get("tags", []) for cell in cells]
+    solutions = [at for at, tag in enumerate(tags) if "solution" in tag]
+    assert 2 <= len(solutions) <= 3
+    for at in solutions:
+        assert "hide-cell" in tags[at] and cells[at].metadata.jupyter.source_hidden, f"cell {at} is not collapsed"
+        assert "check" in tags[at + 1], f"cell {at + 1} should check the solution before it"
+        assert "assert" in cells[at + 1].source
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in BOOKS if "models.load_model" in path.read_text("utf-8")], ids=by_name
+)
+def test_it_says_at_the_top_which_weights_it_runs_on(path):
+    top = code_cells(course.read(path))[1]
+    assert "print(weights)" in top.source
+    assert any("Weights of" in output.get("text", "") for output in top.outputs)
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=by_name)
+def test_runs_alone_at_quick_effort_from_the_root(path, monkeypatch):
+    # From notebooks/ they run in test_site.py, through the build command.
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    before = path.read_bytes()
+    book = course.run(path, folder=settings.ROOT)
+    assert complaints(book) == []
+    assert path.read_bytes() == before, "running it changed the file"
+    if path.name.startswith("03"):
+        assert "tabby" in str(book) and "虎斑猫" in str(book)
