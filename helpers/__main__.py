@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ from helpers import settings
 
 WORK = settings.ROOT / "_build"
 SITE = WORK / "html"
+WARNINGS = WORK / "warnings.txt"
 
 
 def _fingerprint() -> str:
@@ -56,52 +58,82 @@ def _quiet_kernels() -> Iterator[None]:
             os.close(kept)
 
 
-def _failed_cell(path: Path, error_text: str) -> str:
-    """Name the cell that failed: nbclient's message quotes the cell's source, not its number."""
-    from helpers import course
-
-    code = [cell.source.strip() for cell in course.read(path).cells if cell.cell_type == "code"]
-    quoted = [number for number, source in enumerate(code, start=1) if source and source in error_text]
-    if not quoted:
-        return "an unknown cell (the kernel died or hung)"
-    return f"code cell [{max(quoted, key=lambda number: len(code[number - 1]))}]"
+def _reason(error_text: str) -> str:
+    """Shorten a failed run's text to the cell's number and the last line, which names the error."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", error_text)  # without the colours of IPython's tracebacks
+    cell = re.search(r"Cell In\[(\d+)\]", plain)  # the outermost frame of the traceback
+    where = f"in code cell [{cell[1]}]" if cell else "in an unknown cell"
+    return f"{where}: {plain.strip().splitlines()[-1]}"
 
 
 def build(effort: str, only: list[str], out: Path) -> int:
     """Run the notebooks and render the site; return the exit code."""
     os.environ["COURSE_EFFORT"] = effort  # the kernels inherit it
-    from sphinx.application import Sphinx
-
     from helpers import course, images, models
 
-    chosen = {path.stem: path for path in course.choose(only)}
+    chosen = [path.stem for path in course.choose(only)]
     images.sample_photos()
     for name in models.NETWORKS:  # once, with its progress bar here, not in the middle of a lesson
         print(str(models.load_model(name)[1]).splitlines()[0], flush=True)
-    skipped = [path.name for path in course.notebooks() if path.stem not in chosen]
-    clock: dict[str, float] = {}
     results: dict[str, dict] = {}
+    started = time.perf_counter()
+    while not _render(chosen, results, cache=_fresh_cache(effort), out=out):
+        pass  # a kernel died; the rest goes on without that notebook
+    print(f"\nThe course at {effort} effort took {time.perf_counter() - started:.0f} s:")
+    for docname in chosen:
+        result = results[docname]
+        if result["succeeded"]:
+            cached = " (from the cache)" if result["wall_s"] < 0.5 * result["runtime"] else ""
+            print(f"  passed  {docname}  {result['runtime']:.1f} s{cached}")
+        else:
+            print(f"  FAILED  {docname}  {_reason(result['traceback'])}")
+    complaints = WARNINGS.read_text(encoding="utf-8").strip()
+    if complaints:
+        print(f"Sphinx complains:\n{complaints}", file=sys.stderr)
+    print(f"The site: {(out / 'index.html').resolve().as_uri()}")
+    return 1 if complaints or not all(result["succeeded"] for result in results.values()) else 0
+
+
+def _render(chosen: list[str], results: dict[str, dict], *, cache: Path, out: Path) -> bool:
+    """Let Sphinx run and render; note each notebook's result; return False if it has to start again.
+
+    A cell that fails is myst-nb's business, but a kernel that dies takes Sphinx along. That notebook is then left out
+    of the next try, which finds the others in the cache.
+    """
+    from nbclient.exceptions import DeadKernelError
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    from helpers import course
+
+    running: list[tuple[str, float]] = []
 
     def before(app: Sphinx, docname: str, source: list[str]) -> None:
-        if docname in chosen:
-            clock[docname] = time.perf_counter()
-            print(f"[{len(clock)}/{len(chosen)}] {docname} …", end=" ", flush=True)
+        if docname in chosen and docname not in results:
+            running.append((docname, time.perf_counter()))
+            print(f"[{chosen.index(docname) + 1}/{len(chosen)}] {docname} …", end=" ", flush=True)
 
     def after(app: Sphinx, doctree: object) -> None:
         docname = app.env.docname
-        if docname in chosen:
-            seconds = time.perf_counter() - clock[docname]
+        if docname in chosen and docname not in results:
+            seconds = time.perf_counter() - running[-1][1]
             results[docname] = dict(app.env.nb_metadata[docname]["exec_data"], wall_s=seconds)
             print(f"{'done' if results[docname]['succeeded'] else 'FAILED'} in {seconds:.0f} s", flush=True)
 
-    warnings = WORK / "warnings.txt"
-    started = time.perf_counter()
+    not_run = [
+        path.name for path in course.notebooks() if path.stem not in chosen or results.get(path.stem, {}).get("dead")
+    ]
     overrides = {
         "nb_execution_mode": "cache",
-        "nb_execution_cache_path": str(_fresh_cache(effort)),
-        "nb_execution_excludepatterns": skipped,
+        "nb_execution_cache_path": str(cache),
+        "nb_execution_excludepatterns": not_run,
     }
-    with _quiet_kernels(), warnings.open("w", encoding="utf-8") as log:
+    with (
+        _quiet_kernels(),
+        WARNINGS.open("w", encoding="utf-8") as log,
+        patch_docutils(settings.NOTEBOOKS),
+        docutils_namespace(),
+    ):
         app = Sphinx(
             srcdir=settings.NOTEBOOKS,
             confdir=settings.NOTEBOOKS,
@@ -115,23 +147,17 @@ def build(effort: str, only: list[str], out: Path) -> int:
         )
         app.connect("source-read", before)
         app.connect("doctree-read", after)
-        app.build()
-    print(f"\nThe course at {effort} effort took {time.perf_counter() - started:.0f} s:")
-    failed = False
-    for docname, path in chosen.items():
-        result = results.get(docname)
-        if result and result["succeeded"]:
-            cached = " (from the cache)" if result["wall_s"] < 0.5 * (result["runtime"] or 0) else ""
-            print(f"  passed  {docname}  {result['runtime']:.1f} s{cached}")
-            continue
-        failed = True
-        text = result["traceback"] if result else "it was not read"
-        print(f"  FAILED  {docname}  in {_failed_cell(path, text)}: {text.strip().splitlines()[-1]}")
-    complaints = warnings.read_text(encoding="utf-8").strip()
-    if complaints:
-        print(f"Sphinx complains:\n{complaints}", file=sys.stderr)
-    print(f"The site: {(out / 'index.html').resolve().as_uri()}")
-    return 1 if failed or complaints else 0
+        try:
+            app.build()
+        except DeadKernelError:
+            results[running[-1][0]] = {
+                "succeeded": False,
+                "dead": True,
+                "traceback": "the kernel died (out of memory?)",
+            }
+            print("FAILED: the kernel died", flush=True)
+            return False
+    return True
 
 
 def store(only: list[str]) -> int:
@@ -149,7 +175,7 @@ def store(only: list[str]) -> int:
             print(f"{seconds:.0f} s", flush=True)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failed = True
-            print(f"FAILED in {_failed_cell(path, str(error))}; the file is as before.\n{error}", flush=True)
+            print(f"FAILED {_reason(str(error))}; the file is as before", flush=True)
     for name in course.refresh_generated():
         print(f"generated lines refreshed: {name}")
     return 1 if failed else 0

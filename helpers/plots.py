@@ -5,6 +5,7 @@ from functools import cache
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython import get_ipython
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -57,6 +58,8 @@ def use_course_style(*, photos: bool = False) -> None:
             "legend.frameon": False,
         }
     )
+    if get_ipython() is None:  # a plain script
+        return
     if photos:
         set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
     else:

@@ -19,6 +19,7 @@ PHOTO = Image.new("RGB", (8, 8))
 def formats(monkeypatch):
     """Leave matplotlib as it was; return the figure formats asked for (the real call would start an IPython)."""
     asked = []
+    monkeypatch.setattr(plots, "get_ipython", object)  # as in a notebook
     monkeypatch.setattr(plots, "set_matplotlib_formats", lambda *names, **options: asked.append((names, options)))
     with mpl.rc_context():
         mpl.rcdefaults()

@@ -163,7 +163,7 @@ def test_unchanged_notebooks_come_from_the_cache_and_changed_helpers_drop_it(sma
     ("code", "says"),
     [
         (["1 + 1", "raise RuntimeError('on purpose')"], r"in code cell \[2\]: RuntimeError: on purpose"),
-        (["import os\nos._exit(1)"], "in .*cell.*"),
+        (["import os\nos._exit(1)"], "in an unknown cell: the kernel died"),
     ],
     ids=["a cell raises", "the kernel dies"],
 )
@@ -187,10 +187,8 @@ def test_only_runs_what_was_asked_for(small_site):
     done = build(small_site, "--only", "01")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "00_counts" not in done.stdout
-    assert (
-        "ran at"
-        not in re.sub(r"<[^>]+>", "", (small_site / "_build/html/00_counts.html").read_text()).split("print")[-1]
-    )
+    page = (small_site / "_build" / "html" / "00_counts.html").read_text("utf-8")
+    assert re.search(r"ran at \d", page) is None, "it ran all the same"
 
 
 def test_an_unknown_number_is_refused_in_one_line(small_site):
