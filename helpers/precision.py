@@ -1,0 +1,129 @@
+"""Do two backends give the same answer? Errors of the logits and agreement of the classes, one row a photo and backend.
+
+Taught in notebooks/07_precision.ipynb.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from helpers import labels
+
+Backend = Callable[[np.ndarray], np.ndarray]  # input (1, 3, H, W) float32 -> logits (1, classes)
+
+
+def compare(
+    reference: Backend, backends: Mapping[str, Backend], inputs: Mapping[str, np.ndarray], *, k: int = 5
+) -> pd.DataFrame:
+    """Run every input through the reference and through each backend, and compare the logits.
+
+    Args:
+        reference: what counts as right, as a callable from one input to its logits.
+        backends: the callables to judge, by name.
+        inputs: arrays of shape (1, 3, H, W) by photo name.
+        k: how many classes the top-k agreement looks at, 1 to the number of classes.
+    Returns:
+        One row a photo and backend: photo, backend, max_abs_error (of a logit), max_rel_error (the same divided by the
+        reference's largest absolute logit), top1_agrees, topk_agrees (the same k classes, in any order).
+    Raises:
+        ValueError: if there is no photo or no backend, shapes differ, a logit is NaN or infinite, or k is out of range.
+    """
+    if not inputs:
+        raise ValueError("There is no photo to compare on: inputs is empty.")
+    if not backends:
+        raise ValueError("There is no backend to compare: backends is empty.")
+    rows = []
+    for photo, x in inputs.items():
+        expected = _logits(reference, x, "the reference", photo)
+        if not 1 <= k <= expected.size:
+            raise ValueError(f"k is {k}; it must be from 1 to {expected.size}, the number of classes.")
+        for name, backend in backends.items():
+            found = _logits(backend, x, name, photo)
+            if found.shape != expected.shape:
+                raise ValueError(
+                    f"On {photo} {name} gives logits of shape {found.shape}, the reference {expected.shape}."
+                )
+            error = np.abs(found - expected).max()
+            largest = np.abs(expected).max()
+            best, expected_best = ranking(found), ranking(expected)
+            rows.append(
+                {
+                    "photo": photo,
+                    "backend": name,
+                    "max_abs_error": error,
+                    "max_rel_error": error / largest if largest else (0.0 if error == 0 else np.inf),
+                    "top1_agrees": bool(best[0] == expected_best[0]),
+                    "topk_agrees": set(best[:k]) == set(expected_best[:k]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def summary(rows: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
+    """Sum up the rows of ``compare`` by backend.
+
+    Args:
+        rows: what ``compare`` returned.
+        tolerance: the largest absolute error of a logit that counts as right.
+    Returns:
+        One row a backend: photos, median_error, max_error (absolute), max_rel_error, top1_agreement and topk_agreement
+        (shares, 0 to 1), within (whether every photo is within the tolerance and every best class agrees).
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if rows.empty:
+        raise ValueError("There are no rows to sum up.")
+    groups = rows.groupby("backend", sort=False)
+    table = groups.agg(
+        photos=("photo", "size"),
+        median_error=("max_abs_error", "median"),
+        max_error=("max_abs_error", "max"),
+        max_rel_error=("max_rel_error", "max"),
+        top1_agreement=("top1_agrees", "mean"),
+        topk_agreement=("topk_agrees", "mean"),
+    )
+    table["within"] = (table["max_error"] <= tolerance) & (table["top1_agreement"] == 1)
+    return table
+
+
+def top_k_rows(
+    backends: Mapping[str, Backend], inputs: Mapping[str, np.ndarray], *, k: int = 3, language: str | None = None
+) -> pd.DataFrame:
+    """Name the k most probable classes of every photo by every backend: the article's precision table.
+
+    Args:
+        backends: callables from one input to its logits, by name.
+        inputs: arrays of shape (1, 3, H, W) by photo name.
+        k: how many classes, 1 to 1000.
+        language: of the names; the course's setting if not given.
+    Returns:
+        One row a photo and backend: photo, backend, then class_1, p_1 to class_k, p_k.
+    Raises:
+        ValueError: if there is no photo, a logit is NaN or infinite, or there are not as many logits as class names.
+    """
+    if not inputs:
+        raise ValueError("There is no photo to predict: inputs is empty.")
+    rows = []
+    for photo, x in inputs.items():
+        for name, backend in backends.items():
+            top = labels.top_k(_logits(backend, x, name, photo), k, language=language)
+            row = {"photo": photo, "backend": name}
+            for rank, entry in enumerate(top.itertuples(), start=1):
+                row |= {f"class_{rank}": entry.name, f"p_{rank}": entry.probability}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def ranking(logits: np.ndarray) -> np.ndarray:
+    """Return the class ids from the largest logit to the smallest; equal logits are ordered by class id."""
+    return np.argsort(-np.asarray(logits, dtype=np.float64).ravel(), kind="stable")
+
+
+def _logits(backend: Backend, x: np.ndarray, name: str, photo: str) -> np.ndarray:
+    logits = np.asarray(backend(x), dtype=np.float64)
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            f"On {photo} the backend {name} gives NaN or infinity: check the input and the file's weights."
+        )
+    return logits
