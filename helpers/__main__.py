@@ -87,6 +87,11 @@ def build(effort: str, only: list[str], out: Path) -> int:
             print(f"  passed  {docname}  {result['runtime']:.1f} s{cached}")
         else:
             print(f"  FAILED  {docname}  {_reason(result['traceback'])}")
+    others = [path.stem for path in course.notebooks() if path.stem not in chosen]
+    if others:
+        print(f"  not run, shown with the outputs stored by the authors: {', '.join(others)}")
+    if not all(result["succeeded"] for result in results.values()):
+        print(f"  full error texts: {out / 'reports'}")
     complaints = WARNINGS.read_text(encoding="utf-8").strip()
     if complaints:
         print(f"Sphinx complains:\n{complaints}", file=sys.stderr)
@@ -186,14 +191,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Run and render the course.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("build", help="run the notebooks and render them as a site in _build/html/")
-    one.add_argument("--effort", choices=settings.EFFORTS, default=settings.effort(), help="how much work to do")
+    one.add_argument("--effort", choices=settings.EFFORTS, help="how much work to do (default: standard)")
     one.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these; the rest keep stored outputs")
     one.add_argument("--out", type=Path, default=SITE, help="folder for the site")
     two = commands.add_parser("store", help="for authors: run notebooks in place and keep their outputs")
     two.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these")
     choice = parser.parse_args(arguments)
     try:
-        return build(choice.effort, choice.only, choice.out) if choice.command == "build" else store(choice.only)
+        settings.check()
+        return (
+            build(choice.effort or settings.effort(), choice.only, choice.out)
+            if choice.command == "build"
+            else store(choice.only)
+        )
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

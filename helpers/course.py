@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from helpers import settings
+from helpers import machine, settings
 
 README_TABLE = re.compile(r"(<!-- notebooks: .*?-->\n).*?(<!-- end of notebooks -->)", re.DOTALL)
 GENERATED = re.compile(r"\n*<!-- generated -->.*\Z", re.DOTALL)
@@ -31,6 +31,7 @@ def choose(numbers: list[str]) -> list[Path]:
         ValueError: if a number fits no notebook.
     """
     books = notebooks()
+    numbers = [number.zfill(2) for number in numbers]  # "3" means "03"
     for number in numbers:
         if not any(book.name.startswith(number) for book in books):
             names = ", ".join(book.name[:2] for book in books)
@@ -120,7 +121,12 @@ def store_outputs(path: Path) -> float:
     started = time.perf_counter()
     book = run(path)
     seconds = time.perf_counter() - started
-    book.metadata["course"] = {"source_hash": sources, "effort": settings.effort(), "seconds": round(seconds, 1)}
+    book.metadata["course"] = {
+        "source_hash": sources,
+        "effort": settings.effort(),
+        "seconds": round(seconds, 1),
+        "cores": machine.usable_cores(),
+    }
     write(path, book)
     return seconds
 
@@ -150,7 +156,7 @@ def minutes(path: Path) -> str:
         return "not measured yet"
     seconds = course["seconds"]
     amount = "under a minute" if seconds < 55 else f"about {max(1, round(seconds / 60))} min"
-    return f"{amount} ({seconds:.0f} s measured on 2 cores, {course['effort']} effort)"
+    return f"{amount} ({seconds:.0f} s measured on {course['cores']} cores, {course['effort']} effort)"
 
 
 def refresh_generated() -> list[str]:

@@ -24,6 +24,9 @@ INSTRUCTION_SETS = {
     "avx512_bf16": ("AVX-512 BF16", "bfloat16 dot products"),
     "amx_tile": ("AMX", "matrix tiles for INT8 and bfloat16"),
     "neon": ("NEON", "4 float32 numbers per instruction (Arm)"),
+    "dot": ("Arm DOT", "fast INT8 dot products"),
+    "i8mm": ("Arm I8MM", "INT8 matrix products"),
+    "bf16": ("Arm BF16", "bfloat16 products"),
 }
 
 

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import socket
 import sys
+import textwrap
 import threading
 import urllib.error
 import urllib.request
@@ -41,11 +42,12 @@ class LoadedWeights:
     def __str__(self) -> str:
         if self.kind == "imagenet":
             return f"Weights of {self.network}: ImageNet ({self.path.name})."
-        return (
-            f"Weights of {self.network}: the offline STAND-IN ({self.path.name}). {self.why}\n"
-            "It was trained on the nine sample photos only. Speed, file sizes and agreement between engines are real; "
-            "its predictions mean nothing for other photos."
+        text = (
+            f"Weights of {self.network}: the offline STAND-IN ({self.path.name}). It was trained on the nine sample "
+            "photos only: speed, sizes and agreement between engines are real, its predictions for other photos mean "
+            f"nothing. {self.why}"
         )
+        return textwrap.fill(text, 100)
 
 
 def load_model(name: str = "resnet18", *, weights: str | None = None) -> tuple[nn.Module, LoadedWeights]:

@@ -35,11 +35,12 @@ def cjk_font() -> str | None:
 
 
 def use_course_style(*, photos: bool = False) -> None:
-    """Set matplotlib's rcParams for the course; call it once, in a notebook's second cell.
+    """Set matplotlib's rcParams and pandas' column width for the course; call it once, in a notebook's second cell.
 
     Args:
         photos: store figures as small JPEG, for notebooks that show photos: as PNG they are five times larger.
     """
+    pd.set_option("display.max_colwidth", None)  # tables show their text in full
     families = ["DejaVu Sans"] + ([cjk_font()] if cjk_font() else [])
     mpl.rcParams.update(
         {

@@ -25,9 +25,11 @@ def compare(
         k: how many classes the top-k agreement looks at, 1 to the number of classes.
     Returns:
         One row a photo and backend: photo, backend, max_abs_error (of a logit), max_rel_error (the same divided by the
-        reference's largest absolute logit), top1_agrees, topk_agrees (the same k classes, in any order).
+        reference's largest absolute logit), top1_agrees, topk_agrees (the same k classes, in any order), margin (how
+        far the reference's best logit lies above its second best; infinite for a single class).
     Raises:
-        ValueError: if there is no photo or no backend, shapes differ, a logit is NaN or infinite, or k is out of range.
+        ValueError: if there is no photo or no backend, shapes differ or are not those of one photo, a logit is NaN or
+            infinite, or k is out of range.
     """
     if not inputs:
         raise ValueError("There is no photo to compare on: inputs is empty.")
@@ -36,8 +38,15 @@ def compare(
     rows = []
     for photo, x in inputs.items():
         expected = _logits(reference, x, "the reference", photo)
+        if expected.shape[:-1] not in {(), (1,)}:  # ranking() would mix the classes of a batch
+            raise ValueError(
+                f"On {photo} the reference gives logits of shape {expected.shape}; needed: those of one photo."
+            )
         if not 1 <= k <= expected.size:
             raise ValueError(f"k is {k}; it must be from 1 to {expected.size}, the number of classes.")
+        expected_best = ranking(expected)
+        best_two = expected.ravel()[expected_best[:2]]
+        margin = best_two[0] - best_two[1] if len(best_two) == 2 else np.inf
         for name, backend in backends.items():
             found = _logits(backend, x, name, photo)
             if found.shape != expected.shape:
@@ -46,7 +55,7 @@ def compare(
                 )
             error = np.abs(found - expected).max()
             largest = np.abs(expected).max()
-            best, expected_best = ranking(found), ranking(expected)
+            best = ranking(found)
             rows.append(
                 {
                     "photo": photo,
@@ -55,6 +64,7 @@ def compare(
                     "max_rel_error": error / largest if largest else (0.0 if error == 0 else np.inf),
                     "top1_agrees": bool(best[0] == expected_best[0]),
                     "topk_agrees": set(best[:k]) == set(expected_best[:k]),
+                    "margin": margin,
                 }
             )
     return pd.DataFrame(rows)
@@ -100,10 +110,13 @@ def top_k_rows(
     Returns:
         One row a photo and backend: photo, backend, then class_1, p_1 to class_k, p_k.
     Raises:
-        ValueError: if there is no photo, a logit is NaN or infinite, or there are not as many logits as class names.
+        ValueError: if there is no photo or no backend, a logit is NaN or infinite, there are not as many logits as
+            class names, or k is out of range.
     """
     if not inputs:
         raise ValueError("There is no photo to predict: inputs is empty.")
+    if not backends:
+        raise ValueError("There is no backend to ask: backends is empty.")
     rows = []
     for photo, x in inputs.items():
         for name, backend in backends.items():
@@ -123,7 +136,5 @@ def ranking(logits: np.ndarray) -> np.ndarray:
 def _logits(backend: Backend, x: np.ndarray, name: str, photo: str) -> np.ndarray:
     logits = np.asarray(backend(x), dtype=np.float64)
     if not np.isfinite(logits).all():
-        raise ValueError(
-            f"On {photo} the backend {name} gives NaN or infinity: check the input and the file's weights."
-        )
+        raise ValueError(f"On {photo} {name} gives NaN or infinity: check the input and the file's weights.")
     return logits

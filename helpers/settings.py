@@ -51,6 +51,11 @@ def weights_choice() -> str:
     return _choice("COURSE_WEIGHTS", WEIGHT_CHOICES, "auto")
 
 
+def check() -> None:
+    """Raise ValueError if one of the environment variables has a value that no notebook would take."""
+    effort(), label_language(), weights_choice()
+
+
 def exports_folder(notebook: str) -> Path:
     """Return the folder for a notebook's exported models, ``data/exports/<notebook>``, made if it is not there."""
     folder = EXPORTS / notebook

@@ -18,6 +18,8 @@ html_theme_options = {
 }
 html_static_path = ["_static"]
 html_css_files = ["course.css"]
+html_js_files = ["course.js"]
+html_show_search_summary = False  # summaries are fetched, which a page opened from disk may not do
 html_copy_source = True  # the download button hands out the notebook itself
 html_show_sourcelink = False
 

@@ -378,3 +378,95 @@ def test_preprocessing_equals_the_published_one_to_the_last_bit(photos, weights)
 def test_impossible_sizes_are_refused(size, resize):
     with pytest.raises(ValueError, match=f"size is {size} and resize {size if resize is None else resize}; needed"):
         images.preprocessing(size, resize=resize)
+
+
+# A photo that says of each of its pixels where it was: red grows to the right, green downwards, blue is the same.
+PLACES = Image.fromarray(
+    np.dstack([*np.meshgrid(np.arange(256), np.arange(256)), np.full((256, 256), 77)]).astype("u1")
+)
+FLAT = {name: Image.new("RGB", (40, 30), colour) for name, colour in [("z", "red"), ("a", "lime"), ("m", "blue")]}
+
+
+def to_pixels(piece):
+    """Undo the normalisation: (1, 3, H, W) to (3, H, W), 0 to 255."""
+    assert piece.shape[0] == 1
+    return (
+        piece[0] * np.reshape([0.229, 0.224, 0.225], (3, 1, 1)) + np.reshape([0.485, 0.456, 0.406], (3, 1, 1))
+    ) * 255
+
+
+@pytest.mark.parametrize("size", [1, 31, 64, None])
+def test_random_crops_are_inputs_of_the_network(samples, size):
+    photos = {row.file: images.open_photo(row.path) for row in samples.head(2).itertuples()}
+    crops = (
+        images.random_crops(photos, 3, seed=1) if size is None else images.random_crops(photos, 3, size=size, seed=1)
+    )
+    assert len(crops) == 3
+    for name, piece in crops.items():
+        assert isinstance(piece, np.ndarray) and piece.dtype == np.float32, f"{name} is not float32"
+        assert piece.shape == (1, 3, size or 224, size or 224), f"{name} has shape {piece.shape}"
+        pixels = to_pixels(piece)
+        assert pixels.min() > -0.01 and pixels.max() < 255.01, f"{name} is not normalised as the networks need it"
+
+
+def test_photos_take_turns_and_names_say_whose_piece_it_is():
+    crops = images.random_crops(FLAT, 7, size=8, seed=1)
+    assert list(crops) == ["z #0000", "a #0001", "m #0002", "z #0003", "a #0004", "m #0005", "z #0006"]
+    for name, piece in crops.items():
+        colour = FLAT[name[0]].getpixel((0, 0))
+        wanted = np.broadcast_to(np.reshape(colour, (3, 1, 1)), (3, 8, 8))
+        np.testing.assert_allclose(to_pixels(piece), wanted, atol=1e-3, err_msg=f"{name} is of another photo")
+    assert list(images.random_crops(FLAT, 2, size=8, seed=1)) == ["z #0000", "a #0001"]
+
+
+def test_random_crops_are_as_large_and_as_often_mirrored_as_they_say():
+    size = 32
+    shares, mirrored = [], []
+    for name, piece in images.random_crops({"places": PLACES}, 200, size=size, seed=1).items():
+        red, green, blue = to_pixels(piece)
+        np.testing.assert_allclose(blue, 77, atol=1e-3, err_msg=f"{name}: a flat colour changed")
+        # The centres of the outer pixels are half a pixel inside the piece.
+        width, height = [(channel.max() - channel.min()) / (1 - 1 / size) for channel in (red, green)]
+        shares.append(width * height / 256**2)
+        mirrored.append(red[0, 0] > red[0, -1])
+        assert 0.7 < width / height < 1.4, f"{name} is stretched: it was {width:.0f} x {height:.0f} px"
+        assert green[0, 0] < green[-1, 0], f"{name} stands on its head"
+    assert 0.33 < min(shares) < 0.4 and 0.9 < max(shares) < 1.02, f"covered: {min(shares):.2f} to {max(shares):.2f}"
+    assert 0.4 < np.mean(mirrored) < 0.6, f"{np.mean(mirrored):.0%} are mirrored"
+
+
+def same(some, others):
+    return list(some) == list(others) and all(np.array_equal(some[name], others[name]) for name in some)
+
+
+def test_seed_alone_decides_what_is_cut():
+    photos = {"places": PLACES, **FLAT}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first = images.random_crops(photos, 8, size=16, seed=5)
+        torch.manual_seed(2)
+        assert same(images.random_crops(photos, 8, size=16, seed=5), first), "the caller's seed changes the pieces"
+    other = images.random_crops(photos, 8, size=16, seed=6)
+    for name in ("places #0000", "places #0004"):
+        assert not np.array_equal(first[name], other[name]), f"another seed cuts the same piece {name}"
+    assert not np.array_equal(first["places #0000"], first["places #0004"]), "every piece of a photo is the same"
+
+
+def test_random_crops_leave_the_callers_random_numbers_alone():
+    before = torch.get_rng_state()
+    images.random_crops({"places": PLACES}, 5, size=16, seed=5)
+    assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers go on elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("photos", "count", "message"),
+    [
+        ({}, 5, "There are 0 photos and count is 5; needed: at least 1 of each"),
+        (FLAT, 0, "There are 3 photos and count is 0; needed"),
+        (FLAT, -1, "There are 3 photos and count is -1; needed"),
+    ],
+    ids=["no photos", "count 0", "count -1"],
+)
+def test_no_photos_or_no_crops_are_refused(photos, count, message):
+    with pytest.raises(ValueError, match=message):
+        images.random_crops(photos, count, seed=1)

@@ -75,15 +75,20 @@ def test_structure(path):
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
-def test_exercises_have_a_collapsed_solution_and_a_check(path):
+def test_exercises_ask_check_and_then_solve(path):
+    """An answer cell, then its check, then the collapsed solution: in this order a run keeps the reader's answer."""
     cells = course.read(path).cells
     tags = [cell.metadata.get("tags", []) for cell in cells]
-    solutions = [at for at, tag in enumerate(tags) if "solution" in tag]
-    assert 2 <= len(solutions) <= 3
-    for at in solutions:
-        assert "hide-cell" in tags[at] and cells[at].metadata.jupyter.source_hidden, f"cell {at} is not collapsed"
-        assert "check" in tags[at + 1], f"cell {at + 1} should check the solution before it"
-        assert "assert" in cells[at + 1].source
+    exercises = [at for at, tag in enumerate(tags) if "exercise" in tag]
+    assert 2 <= len(exercises) <= 3
+    for at in exercises:
+        check, solution = cells[at + 1], cells[at + 2]
+        assert "check" in tags[at + 1] and "assert" in check.source, f"cell {at + 1} should check the answer before it"
+        assert check.outputs[0].text == "No answer yet.\n", "the check should wait for an answer"
+        assert {"solution", "hide-cell"} <= set(tags[at + 2]), f"cell {at + 2} should be the solution"
+        assert solution.metadata.jupyter.source_hidden and solution.metadata.jupyter.outputs_hidden
+        assert "is right" in solution.outputs[-1].text, "the solution fails its own check"
+    assert sum("solution" in tag for tag in tags) == len(exercises)
 
 
 @pytest.mark.parametrize(

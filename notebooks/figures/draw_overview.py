@@ -50,6 +50,7 @@ def main() -> None:
     for at, word in ((1, "export"), (2, "check, run")):
         middle.text(at, 0.27, word, ha="center", color=plots.GREY)
     plots.show_top_k(english, right)
+    right.set_title("stand-in weights", fontsize=10, color=plots.GREY)
     right.set(xlim=(0, 1.3))
     figure.savefig(TARGET, dpi=110)
     print(f"wrote {TARGET.name}")

@@ -1,0 +1,148 @@
+"""helpers/graph.py: operators counted as they are in the file, and files told apart."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import onnx
+import onnx.parser
+import pandas as pd
+import pytest
+
+from helpers import graph
+
+# 3 Relu, 1 Add, one node of another domain, one If; the two nodes inside its branches do not count.
+BRANCHING = """
+<ir_version: 10, opset_import: ["com.example": 3, "": 17]>
+small (float[1, 4] x, bool yes) => (float[1, 4] y) {
+    a = Relu(x)
+    b = Relu(a)
+    c = com.example.FusedRelu(b)
+    d = If (yes) <
+        then_branch = then () => (float[1, 4] p) { p = Sigmoid(x) },
+        else_branch = other () => (float[1, 4] q) { q = Tanh(x) }
+    >
+    e = Add(c, d)
+    y = Relu(e)
+}
+"""
+COUNTS = {"Relu": 3, "Add": 1, "If": 1, "com.example.FusedRelu": 1}
+
+CONVOLUTIONS = """
+<ir_version: 10, opset_import: ["": 20]>
+other (float[1, 4] x) => (float[1, 4] y) {
+    a = Softmax(x)
+    b = Add(a, x)
+    y = Add(b, x)
+}
+"""
+
+
+@pytest.fixture
+def model():
+    return onnx.parser.parse_model(BRANCHING)
+
+
+@pytest.fixture
+def other():
+    return onnx.parser.parse_model(CONVOLUTIONS)
+
+
+@pytest.fixture
+def path(tmp_path, model):
+    onnx.save(model, tmp_path / "small.onnx")
+    return tmp_path / "small.onnx"
+
+
+@pytest.fixture
+def external(tmp_path):
+    """Return the path of a model of one node whose 64 KiB of weights lie in a second file."""
+    weight = onnx.numpy_helper.from_array(np.arange(16384, dtype=np.float32), "w")
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]> g (float[16384] x) => (float[16384] y) { y = Add(x, w) }'
+    )
+    model.graph.initializer.append(weight)
+    onnx.save(model, tmp_path / "split.onnx", save_as_external_data=True, location="split.data", size_threshold=0)
+    assert (tmp_path / "split.data").stat().st_size >= 2**16, "the test needs weights in a second file"
+    return tmp_path / "split.onnx"
+
+
+def test_operators_of_a_model_and_of_its_file(model, path):
+    assert graph.count_operators(model) == COUNTS
+    assert graph.count_operators(path) == COUNTS, "the file counts otherwise than the loaded model"
+    assert graph.count_operators(str(path)) == COUNTS, "a path as text counts otherwise"
+    assert graph.count_operators(model)["Conv"] == 0, "an operator that is not there must count 0, not fail"
+
+
+def test_model_without_nodes(model):
+    del model.graph.node[:]
+    assert graph.count_operators(model) == {}
+
+
+def test_operators_are_counted_without_the_weights(external):
+    assert graph.count_operators(external) == {"Add": 1}
+    external.with_name("split.data").unlink()
+    assert graph.count_operators(external) == {"Add": 1}
+
+
+def test_operator_table_fills_zeros_and_adds_up(path, other):
+    wanted = pd.DataFrame(
+        {"small": [1, 1, 3, 0, 1, 6], "other": [2, 0, 0, 1, 0, 3]},
+        index=["Add", "If", "Relu", "Softmax", "com.example.FusedRelu", "all nodes"],
+        dtype=np.int64,
+    )
+    pd.testing.assert_frame_equal(graph.operator_table({"small": path, "other": other}), wanted)
+    pd.testing.assert_frame_equal(graph.operator_table({"other": other, "small": path}), wanted[["other", "small"]])
+
+
+def test_operator_table_of_a_model_without_nodes(model, other):
+    del model.graph.node[:]
+    table = graph.operator_table({"empty": model, "other": other})
+    assert table["empty"].tolist() == [0, 0, 0] and table["other"].tolist() == [2, 1, 3]
+    assert (table.dtypes == np.int64).all(), "a column that is not there at all must count in whole numbers, too"
+
+
+def test_identity_of_a_file(path):
+    content = path.read_bytes()
+    wanted = {
+        "file": "small.onnx",
+        "sha256": hashlib.sha256(content).hexdigest()[:12],
+        "size_mib": len(content) / 1024 / 1024,
+        "nodes": 6,
+        "opset": 17,  # not 3, which is com.example's and comes first
+    }
+    for given in (path, str(path)):
+        found = graph.file_identity(given)
+        assert found == wanted and list(found) == list(wanted)
+
+
+def test_identity_knows_the_long_name_of_the_standard_domain(path, other):
+    other.opset_import[0].domain = "ai.onnx"
+    onnx.save(other, path)
+    assert graph.file_identity(path)["opset"] == 20
+
+
+def test_identity_is_of_the_content_not_of_the_name(path, model):
+    copied = path.with_name("copied.onnx")
+    shutil.copyfile(path, copied)
+    assert graph.file_identity(copied) == graph.file_identity(path) | {"file": "copied.onnx"}
+
+    model.graph.node[0].output[0] = model.graph.node[1].input[0] = "A"  # as many nodes and bytes as before
+    onnx.save(model, copied)
+    before, after = graph.file_identity(path), graph.file_identity(copied)
+    assert {key for key in before if before[key] != after[key]} == {"file", "sha256"}
+
+
+def test_identity_of_a_file_with_external_data(external):
+    before = graph.file_identity(external)
+    assert (before["file"], before["nodes"], before["opset"]) == ("split.onnx", 1, 18)
+    assert before["size_mib"] == external.stat().st_size / 2**20 < 2**16 / 2**20, "the size is the .onnx file's own"
+    external.with_name("split.data").unlink()
+    assert graph.file_identity(external) == before, "the identity is the .onnx file's own"
+
+
+def test_missing_file_is_named(tmp_path):
+    missing = tmp_path / "missing.onnx"
+    for function in (graph.file_identity, graph.count_operators, lambda path: graph.operator_table({"a": path})):
+        with pytest.raises(FileNotFoundError, match=r"missing\.onnx"):
+            function(missing)
