@@ -2,7 +2,9 @@
 
 import re
 
+import nbformat
 import pytest
+from nbclient.exceptions import CellExecutionError
 
 from helpers import course, settings
 
@@ -98,6 +100,28 @@ def test_it_says_at_the_top_which_weights_it_runs_on(path):
     top = code_cells(course.read(path))[1]
     assert "print(weights)" in top.source
     assert any("Weights of" in output.get("text", "") for output in top.outputs)
+
+
+def test_a_damaged_file_changes_the_conclusion_of_07(tmp_path, monkeypatch):
+    """Damage one simplified file just after it is made: the notebook must stop there and name it."""
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    (original,) = course.choose(["07"])
+    book = course.read(original)
+    at = next(
+        at for at, cell in enumerate(book.cells) if "onnxsim.simplify(" in cell.source and cell.cell_type == "code"
+    )
+    damage = """
+path = files["resnet18", "ONNX-sim"]
+file = onnx.load(path)
+kernel = next(tensor for tensor in file.graph.initializer if tensor.name.endswith("layer3.0.conv1.weight"))
+kernel.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(kernel) * np.float32(1.01), kernel.name))
+onnx.save(file, path)
+"""
+    book.cells.insert(at + 1, nbformat.v4.new_code_cell(damage))
+    course.write(tmp_path / "07_damaged.ipynb", book)
+    with pytest.raises(CellExecutionError, match=r"outside the tolerance of \S+: resnet18 ONNX-sim: "):
+        course.run(tmp_path / "07_damaged.ipynb", folder=settings.ROOT)
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)

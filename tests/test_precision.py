@@ -43,11 +43,13 @@ def row_by_hand(expected, found, k):
     else:
         relative = error / largest
     expected_order, order = order_by_hand(expected), order_by_hand(found)
+    falling = sorted(map(float, expected), reverse=True)
     return {
         "max_abs_error": error,
         "max_rel_error": relative,
         "top1_agrees": order[0] == expected_order[0],
         "topk_agrees": sorted(order[:k]) == sorted(expected_order[:k]),
+        "margin": falling[0] - falling[1] if len(falling) > 1 else math.inf,
     }
 
 
@@ -138,14 +140,14 @@ def test_one_row_a_photo_and_backend_from_the_right_input():
     rows = precision.compare(lambda x: x, backends, inputs, k=1)
     wanted = pd.DataFrame(
         [
-            ("z.png", "second", 0.5, 0.5 / 2, True, True),
-            ("z.png", "first", 0.0, 0.0, True, True),
-            ("z.png", "off", 1.0, 1.0 / 2, False, False),
-            ("a.png", "second", 0.5, 0.5 / 40, True, True),
-            ("a.png", "first", 0.0, 0.0, True, True),
-            ("a.png", "off", 10.0, 10.0 / 40, False, False),
+            ("z.png", "second", 0.5, 0.5 / 2, True, True, 1.0),
+            ("z.png", "first", 0.0, 0.0, True, True, 1.0),
+            ("z.png", "off", 1.0, 1.0 / 2, False, False, 1.0),
+            ("a.png", "second", 0.5, 0.5 / 40, True, True, 10.0),
+            ("a.png", "first", 0.0, 0.0, True, True, 10.0),
+            ("a.png", "off", 10.0, 10.0 / 40, False, False, 10.0),
         ],
-        columns=["photo", "backend", "max_abs_error", "max_rel_error", "top1_agrees", "topk_agrees"],
+        columns=["photo", "backend", "max_abs_error", "max_rel_error", "top1_agrees", "topk_agrees", "margin"],
     )
     pd.testing.assert_frame_equal(rows, wanted)
 
