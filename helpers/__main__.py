@@ -74,7 +74,8 @@ def build(effort: str, only: list[str], out: Path) -> int:
     chosen = [path.stem for path in course.choose(only)]
     images.sample_photos()
     for name in models.NETWORKS:  # once, with its progress bar here, not in the middle of a lesson
-        print(str(models.load_model(name)[1]).splitlines()[0], flush=True)
+        loaded = models.load_model(name)[1]
+        print(f"{name}: {loaded.kind} weights, {loaded.path.name}. {loaded.why}", flush=True)
     results: dict[str, dict] = {}
     started = time.perf_counter()
     while not _render(chosen, results, cache=_fresh_cache(effort), out=out):

@@ -15,7 +15,9 @@ html_theme_options = {
     "show_toc_level": 2,
     "show_navbar_depth": 1,
     "search_bar_text": "Search the course",
+    "navbar_persistent": [],  # one search box is enough
 }
+html_context = {"default_mode": "auto"}  # light or dark as the reader's system
 html_static_path = ["_static"]
 html_css_files = ["course.css"]
 html_js_files = ["course.js"]

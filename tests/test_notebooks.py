@@ -102,26 +102,35 @@ def test_it_says_at_the_top_which_weights_it_runs_on(path):
     assert any("Weights of" in output.get("text", "") for output in top.outputs)
 
 
-def test_a_damaged_file_changes_the_conclusion_of_07(tmp_path, monkeypatch):
-    """Damage one simplified file just after it is made: the notebook must stop there and name it."""
-    monkeypatch.setenv("COURSE_EFFORT", "quick")
-    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    (original,) = course.choose(["07"])
-    book = course.read(original)
-    at = next(
-        at for at, cell in enumerate(book.cells) if "onnxsim.simplify(" in cell.source and cell.cell_type == "code"
-    )
-    damage = """
-path = files["resnet18", "ONNX-sim"]
+DAMAGE = """
+path = {path}
 file = onnx.load(path)
 kernel = next(tensor for tensor in file.graph.initializer if tensor.name.endswith("layer3.0.conv1.weight"))
 kernel.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(kernel) * np.float32(1.01), kernel.name))
 onnx.save(file, path)
 """
-    book.cells.insert(at + 1, nbformat.v4.new_code_cell(damage))
-    course.write(tmp_path / "07_damaged.ipynb", book)
+
+
+def run_damaged(number, path, folder, monkeypatch):
+    """Run a notebook at quick effort, with one simplified file damaged just after it was written."""
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    book = course.read(course.choose([number])[0])
+    code = [at for at, cell in enumerate(book.cells) if cell.cell_type == "code"]
+    at = next(at for at in code if "onnxsim.simplify(" in book.cells[at].source)
+    book.cells.insert(at + 1, nbformat.v4.new_code_cell(DAMAGE.format(path=path)))
+    course.write(folder / f"{number}_damaged.ipynb", book)
+    return course.run(folder / f"{number}_damaged.ipynb", folder=settings.ROOT)
+
+
+def test_a_damaged_file_changes_the_conclusion_of_06(tmp_path, monkeypatch):
+    book = run_damaged("06", 'simplified["resnet18", "new"]', tmp_path, monkeypatch)
+    assert "**3 of 4** files are within" in str(book), "the damaged file was counted among the right ones"
+
+
+def test_a_damaged_file_stops_07_and_is_named(tmp_path, monkeypatch):
     with pytest.raises(CellExecutionError, match=r"outside the tolerance of \S+: resnet18 ONNX-sim: "):
-        course.run(tmp_path / "07_damaged.ipynb", folder=settings.ROOT)
+        run_damaged("07", 'files["resnet18", "ONNX-sim"]', tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
