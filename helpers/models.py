@@ -47,7 +47,7 @@ class LoadedWeights:
             "photos only: speed, sizes and agreement between engines are real, its predictions for other photos mean "
             f"nothing. {self.why}"
         )
-        return textwrap.fill(text, 90)
+        return textwrap.fill(text, 90, break_on_hyphens=False, break_long_words=False)
 
 
 def load_model(name: str = "resnet18", *, weights: str | None = None) -> tuple[nn.Module, LoadedWeights]:
