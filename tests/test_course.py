@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers import course, settings
 
@@ -99,6 +99,12 @@ def test_a_failing_cell_leaves_the_file_as_it_was(small_course):
         course.store_outputs(path)
     assert path.read_bytes() == before
     assert not list(path.parent.glob("*.part"))
+
+
+def test_a_killed_kernel_is_called_by_its_name(small_course):
+    path = make(course.notebooks()[0], "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nos._exit(1)")
+    with pytest.raises(DeadKernelError):
+        course.run(path)
 
 
 def test_run_takes_the_folder_it_is_given(small_course):
