@@ -155,7 +155,10 @@ def _render(chosen: list[str], results: dict[str, dict], *, cache: Path, out: Pa
         app.connect("doctree-read", after)
         try:
             app.build()
-        except DeadKernelError:
+        except (DeadKernelError, AssertionError) as error:
+            # An AssertionError is nbclient's own, while it cleans up after a kernel that was killed.
+            if isinstance(error, AssertionError) and not isinstance(error.__context__, DeadKernelError):
+                raise
             results[running[-1][0]] = {
                 "succeeded": False,
                 "dead": True,
