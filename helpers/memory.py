@@ -1,0 +1,162 @@
+"""How much memory a row needs: estimated before it runs, and measured as the peak of a process of its own.
+
+Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.memory '{…}'`` is that process. It imports only what
+the backend needs, so PyTorch does not weigh on ONNX Runtime's number; hence the imports inside functions.
+"""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+# Fitted to measured peaks of both networks, 32 to 512 px (Linux, CPU); notebook 04 shows estimates beside peaks.
+BASE_MIB = {"pytorch": 692.0, "onnx": 54.0}  # what the process holds after its imports
+WEIGHTS = {"pytorch": 1.4, "onnx": 3.5}  # how many times the weights it holds: the file, the graph, packed copies
+LAYERS = {"pytorch": 1.4, "onnx": 1.65}  # how many times its largest layer it holds at its peak
+OUT_OF_MEMORY = re.compile(
+    r"not enough memory|can't allocate|cannot allocate|bad.?alloc|failed to allocate|out of memory", re.I
+)
+
+
+class OutOfMemoryError(RuntimeError):
+    """A run for which the memory did not suffice."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of PyTorch, ONNX Runtime or NumPy means that memory ran out."""
+    return isinstance(error, (MemoryError, OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def largest_layer_mib(model: "nn.Module", shape: Sequence[int]) -> float:
+    """Return the memory in MiB of the inputs and outputs of the layer that has most of them.
+
+    Nothing is computed: the network runs on PyTorch's meta device, which knows shapes only.
+
+    Args:
+        model: the network.
+        shape: of the input, (N, 3, H, W).
+    """
+    import copy
+
+    import torch
+
+    model = copy.deepcopy(model).to("meta")
+    sizes = []
+
+    def note(module: "nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor") -> None:
+        if not list(module.children()):
+            sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, output)))
+
+    for module in model.modules():
+        module.register_forward_hook(note)
+    with torch.inference_mode():
+        model(torch.empty(shape, device="meta"))
+    return max(sizes) / 2**20
+
+
+def estimate_mib(model: "nn.Module", shape: Sequence[int], *, kind: str) -> float:
+    """Estimate the peak memory in MiB of a process that runs this network on an input of this shape.
+
+    Args:
+        model: the network.
+        shape: of the input, (N, 3, H, W).
+        kind: "pytorch" or "onnx", on the CPU.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 2**20
+    picture = np.prod(shape) * 4 / 2**20
+    return BASE_MIB[kind] + WEIGHTS[kind] * weights + picture + LAYERS[kind] * largest_layer_mib(model, shape)
+
+
+def available_mib() -> float:
+    """Return the memory in MiB that a new process can have, by the system or the container's limit."""
+    found = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
+        found = min(found, int(text) - int(used.read_text()))
+    return found / 2**20
+
+
+def measure_peak(
+    *, shape: Sequence[int], threads: int, network: str | None = None, path: str | Path | None = None
+) -> dict[str, float]:
+    """Run a network twice in a process of its own and return what that process held at most.
+
+    Args:
+        shape: of the input, (N, 3, H, W).
+        threads: of the backend.
+        network: a torchvision network for PyTorch (fresh weights: they weigh the same), or
+        path: an .onnx file for ONNX Runtime.
+    Returns:
+        base_rss_mib (after the imports, before loading) and peak_rss_mib.
+    Raises:
+        ValueError: unless exactly one of network and path is given.
+        OutOfMemoryError: if the process ran out of memory or the system killed it.
+        RuntimeError: if it failed otherwise; the message ends with what it printed.
+    """
+    if (network is None) == (path is None):
+        raise ValueError("Give either the network (PyTorch) or the path (ONNX Runtime).")
+    task = {"shape": [int(n) for n in shape], "threads": threads, "network": network, "path": path and str(path)}
+    command = [sys.executable, "-m", "helpers.memory", json.dumps(task)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode == -9 or OUT_OF_MEMORY.search(done.stderr) or "MemoryError" in last:
+        raise OutOfMemoryError(f"memory ran out for an input of shape {tuple(shape)}: {last or 'killed by the system'}")
+    raise RuntimeError(f"the process that measures memory ended with code {done.returncode}: {last}")
+
+
+def peak_rss_mib() -> float:
+    """Return the most memory in MiB that this process ever held (its resident set)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not ru_maxrss: on Linux a child starts with its parent's
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
+    if platform.system() == "Windows":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def _run_alone(task: dict) -> dict[str, float]:
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("1000")  # if memory runs out, Linux ends this process first, not the notebook
+    x = np.random.default_rng(0).standard_normal(task["shape"], dtype=np.float32)
+    if task["path"]:
+        import onnxruntime as ort
+
+        base = psutil.Process().memory_info().rss
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = task["threads"]
+        session = ort.InferenceSession(task["path"], options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        for _ in range(2):
+            session.run(None, {name: x})
+    else:
+        import torch
+        import torchvision
+
+        base = psutil.Process().memory_info().rss
+        torch.set_num_threads(task["threads"])
+        model = torchvision.models.get_model(task["network"], weights=None).eval()
+        with torch.inference_mode():
+            for _ in range(2):
+                model(torch.from_numpy(x))
+    return {"base_rss_mib": base / 2**20, "peak_rss_mib": peak_rss_mib()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run_alone(json.loads(sys.argv[1]))))

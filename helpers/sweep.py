@@ -1,0 +1,501 @@
+"""Measure every column at every input shape, keep each finished row in a file, and go on where the last run stopped.
+
+Taught in notebooks/04_speed_resnet18.ipynb.
+"""
+
+import copy
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from threadpoolctl import threadpool_info
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers import backends, machine, memory, settings, timing
+from helpers.backends import REFERENCE
+
+PROTOCOL = 1  # raise it when a change to timing, backends or this file makes old rows incomparable
+SIZES = (32, 64, 128, 256, 512, 640, 768, 1024)  # the article's heights and widths, px
+BATCHES = (1, 16)
+# Outputs agree when no logit is off by more than this share of the largest one. float32 keeps about 7 digits;
+# notebook 07 measures the errors: a thousand times smaller than this.
+TOLERANCE = 1e-3
+FINISHED = ("ok", "noisy")
+
+Shape = tuple[int, int, int, int]
+
+
+def article_shapes(*, max_size: int = 1024) -> list[Shape]:
+    """Return the article's input shapes (N, 3, H, W) up to a height and width in px, cheapest first."""
+    shapes = [(batch, 3, size, size) for batch in BATCHES for size in SIZES if size <= max_size]
+    return sorted(shapes, key=_pixels)
+
+
+def results_folder() -> Path:
+    """Return where rows are kept: ``data/results/``, or a folder outside git for "quick", which only tries the cells.
+
+    The environment variable COURSE_RESULTS names another folder.
+    """
+    if chosen := os.environ.get("COURSE_RESULTS"):
+        return Path(chosen)
+    return settings.by_effort(
+        quick=settings.EXPORTS / "quick-results", standard=settings.DATA / "results", full=settings.DATA / "results"
+    )
+
+
+@cache
+def fingerprint() -> dict[str, object]:
+    """Return what a number of this machine depends on: processor, memory, accelerator, system, versions."""
+    return {
+        "cpu": machine.cpu_name(),
+        "instruction_sets": [name for name, there in machine.instruction_sets().items() if there],
+        "cores": psutil.cpu_count(),
+        "usable_cores": machine.usable_cores(),
+        "memory_gib": round(machine.memory_limit_gib()),
+        "gpu": machine.gpu_name(),
+        "gpu_driver": _gpu_driver(),
+        "system": f"{machine.platform.system()} {machine.platform.machine()}",
+        "python": ".".join(machine.platform.python_version_tuple()[:2]),
+        "versions": {name: version(name) for name in (*machine.PACKAGES, "numpy")},
+    }
+
+
+def identity() -> str:
+    """Return 10 characters that differ between machines and between versions: a hash of the fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint(), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _gpu_driver() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"  # a GPU that nvidia-smi does not know, as in some containers
+
+
+class Results:
+    """The rows that were measured, one JSON line each, in a file of this machine.
+
+    Args:
+        folder: where the file lies; made if it is not there.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Read what is there."""
+        folder = results_folder() if folder is None else Path(folder)
+        name = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu_name()} {machine.usable_cores()} cores".lower()).strip("-")
+        self.path = folder / f"{name}-{identity()}.jsonl"
+        self.rows = read_rows(self.path)
+        self.trouble = ""  # why rows could not be written, if so; they are still in ``rows``
+
+    def find(self, network: str, column: str, shape: Sequence[int], *, runs: int) -> dict | None:
+        """Return the latest finished row of this machine, versions and protocol with at least so many runs, or None."""
+        wanted = _key(network, column, shape)
+        for row in reversed(self.rows):
+            if row["key"] == wanted and row["status"] in FINISHED and row["rounds"] * timing.BLOCK >= runs:
+                return row
+        return None
+
+    def add(self, rows: Iterable[dict]) -> None:
+        """Append rows to the file and flush it to the disk; if that fails, ``trouble`` says why."""
+        rows = list(rows)
+        self.rows += rows
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                if file.tell() and not _ends_with_newline(file):
+                    text = "\n" + text  # the last line was torn by a kill: leave it alone, begin a new one
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self.trouble = (
+                f"Rows could not be written to {self.path} ({error.strerror or error}). They are shown below but will "
+                "be lost when the kernel ends: free some space or make the folder writable, and run this cell again."
+            )
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """Read the rows of a results file; a torn line, as a kill leaves it, is passed over.
+
+    Returns:
+        The rows in the order they were measured; none if there is no file.
+    """
+    rows = []
+    if Path(path).exists():
+        for line in Path(path).read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # torn by a kill in mid-write: that row was not finished
+                continue
+            if isinstance(row, dict) and "key" in row:
+                rows.append(row)
+    return rows
+
+
+def run(
+    network: str,
+    model: nn.Module,
+    make_file: Callable[[str, Shape], Path],
+    *,
+    shapes: Sequence[Shape],
+    columns: Sequence[str] = tuple(backends.COLUMNS),
+    runs: int,
+    patience_s: float = 30.0,
+    budget_s: float = math.inf,
+    threads: int | None = None,
+    peaks_of: Sequence[str] = (),
+    anew: bool = False,
+    results: Results | None = None,
+) -> pd.DataFrame:
+    """Measure the columns at every shape, all columns of a shape against each other.
+
+    Rows that are finished on this machine, with these versions and enough runs, are taken from the results file.
+
+    Args:
+        network: its name among torchvision's models.
+        model: the PyTorch network, in eval mode, on the CPU.
+        make_file: returns the .onnx file for a column and an input shape; called only when a row has to be measured.
+        shapes: of the input, (N, 3, H, W).
+        columns: keys of ``backends.COLUMNS``.
+        runs: timed runs of each row, at least.
+        patience_s: how long to go on, a shape, while a ratio stays uncertain (``timing.measure``).
+        budget_s: for the whole sweep; shapes that would not fit in get the status "budget".
+        threads: the same for all backends; the cores that this process may use, if not given.
+        peaks_of: the columns whose peak memory is measured, each in a process of its own.
+        anew: measure even what is finished.
+        results: where finished rows are kept; this machine's file in ``results_folder()`` if not given.
+    Returns:
+        One row a shape and column. Columns of the frame: network, column, batch, size, status ("ok", "noisy", "oom",
+        "budget", "unavailable", "disagrees", "failed"), note, and the measurements, NaN where there are none: p50_ms,
+        p10_ms, p90_ms, min_ms, images_per_s, ratio (PyTorch CPU's p50 over this one's) with ratio_low and ratio_high,
+        load_ms, first_run_ms, peak_rss_mib and so on.
+    Raises:
+        ValueError: if a column is unknown or the network is in training mode.
+    """
+    results = Results() if results is None else results
+    threads = machine.usable_cores() if threads is None else threads
+    sweep = _Sweep(network, model, make_file, runs, patience_s, threads, peaks_of)
+    lacks = {column: backends.missing(column) for column in columns}
+    progress = _Progress(network, shapes, budget_s)
+    table: list[dict] = []
+    for number, shape in enumerate(shapes):
+        rows = {column: sweep.row(column, shape, "unavailable", lack) for column, lack in lacks.items() if lack}
+        for column in columns:
+            if not anew and column not in rows and (row := results.find(network, column, shape, runs=runs)):
+                rows[column] = row
+        todo = [column for column in columns if column not in rows]
+        if todo:
+            progress.start(number)
+            left = budget_s - progress.elapsed()
+            if sweep.expected_s(shape, todo, table) > left:
+                new = [sweep.row(column, shape, "budget", "it would take longer than the time left") for column in todo]
+            else:
+                new = sweep.measure(shape, todo, left, lacks, progress)
+                results.add(row for row in new if row["status"] not in ("budget", "unavailable"))
+            rows |= {row["column"]: row for row in new}
+            progress.done(number, rows)
+        table += [rows[column] for column in columns]
+    progress.end(table, results)
+    return to_table(table)
+
+
+def to_table(rows: Iterable[dict]) -> pd.DataFrame:
+    """Return rows as a DataFrame: numbers as columns, the fingerprint left out, ``block_ms`` as lists."""
+    table = pd.DataFrame([{k: v for k, v in row.items() if k not in ("fingerprint", "key")} for row in rows])
+    for name in NUMBERS:
+        table[name] = pd.to_numeric(table[name]) if name in table else math.nan
+    return table
+
+
+NUMBERS = (
+    "p50_ms", "p10_ms", "p90_ms", "min_ms", "images_per_s", "ratio", "ratio_low", "ratio_high", "runs", "rounds",
+    "load_ms", "first_run_ms", "gflop", "max_rel_error", "foreign_cpu", "repeated_blocks",
+    "estimated_mib", "base_rss_mib", "peak_rss_mib", "peak_device_mib",
+)  # fmt: skip
+
+
+class _Sweep:
+    """What stays the same from shape to shape, and the steps of one shape."""
+
+    def __init__(self, network, model, make_file, runs, patience_s, threads, peaks_of) -> None:
+        if model.training:
+            raise ValueError("The network is in training mode: call model.eval() first (notebook 08 shows why).")
+        self.network, self.model, self.make_file = network, model, make_file
+        self.runs, self.patience_s, self.threads, self.peaks_of = runs, patience_s, threads, peaks_of
+        digest = hashlib.sha256()
+        for tensor in model.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        self.model_hash = digest.hexdigest()[:12]
+
+    def row(self, column: str, shape: Shape, status: str, note: str = "", **values: object) -> dict:
+        """Return the fields that every row has, and the values."""
+        return {
+            "key": _key(self.network, column, shape),
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "network": self.network,
+            "column": column,
+            "batch": shape[0],
+            "size": shape[2],
+            "status": status,
+            "note": note,
+            **values,
+            "protocol": PROTOCOL,
+            "fingerprint": fingerprint(),
+        }
+
+    def expected_s(self, shape: Shape, columns: Sequence[str], table: Sequence[dict]) -> float:
+        """Return how long the columns would take, judged by their latest times and the number of pixels."""
+        passes = self.runs * (timing.BLOCK + 1) / timing.BLOCK + timing.WARM_UP_RUNS + 1
+        total = 0.0
+        for column in columns:
+            earlier = [row for row in table if row["column"] == column and row.get("p50_ms")]
+            if earlier:
+                pixels = _pixels(shape) / (earlier[-1]["batch"] * 3 * earlier[-1]["size"] ** 2)
+                total += (passes + 2 * (column in self.peaks_of)) * pixels * earlier[-1]["p50_ms"] / 1e3
+        return total
+
+    def measure(
+        self, shape: Shape, todo: Sequence[str], left_s: float, lacks: dict[str, str], progress: "_Progress"
+    ) -> list[dict]:
+        """Return a finished row for each column of todo."""
+        began = time.monotonic()
+        x = np.random.default_rng(settings.SEED).standard_normal(shape, dtype=np.float32)
+        rows: dict[str, dict] = {}
+        opened: dict[str, backends.Backend] = {}
+        facts: dict[str, dict[str, object]] = {}
+        columns = [REFERENCE, *(column for column in todo if column != REFERENCE)]
+        for column in columns:
+            if lacks.get(column):
+                continue
+            progress.show(f"opening {backends.COLUMNS[column]}")
+            try:
+                opened[column], facts[column] = self._open(column, shape, x, facts.values())
+            except Exception as error:  # whatever a backend raises becomes its row; the others go on
+                rows[column] = self._failure(column, shape, error)
+        self._compare(shape, opened, facts, rows)
+        while opened:
+            reference = REFERENCE if REFERENCE in opened else next(iter(opened))
+            try:
+                timings = timing.measure(
+                    {column: backend.run for column, backend in opened.items()},
+                    reference=reference,
+                    runs=self.runs,
+                    patience_s=self.patience_s,
+                    max_s=left_s - (time.monotonic() - began),
+                    seed=settings.SEED,
+                    progress=progress.round,
+                )
+                break
+            except timing.BackendError as error:  # measure the others without it
+                rows[error.name] = self._failure(error.name, shape, error.__cause__)
+                del opened[error.name]
+        else:
+            timings = {}
+        for column, found in timings.items():
+            rows[column] = self._measured(column, shape, found, facts[column], with_ratio=REFERENCE in opened)
+        return [rows[column] for column in todo]
+
+    def _open(
+        self, column: str, shape: Shape, x: np.ndarray, others: Iterable[dict[str, object]]
+    ) -> tuple[backends.Backend, dict[str, object]]:
+        """Return the backend of a column and what is known of it before it is timed; others are open beside it."""
+        facts: dict[str, object] = {"gflop": gflop(self.model, shape)}
+        kind = "pytorch" if column.startswith("pytorch") else "onnx"
+        if "gpu" not in column:
+            facts["estimated_mib"] = memory.estimate_mib(self.model, shape, kind=kind)
+            available = memory.available_mib() - sum(other.get("estimated_mib", 0.0) for other in others)
+            if facts["estimated_mib"] > available:
+                raise memory.OutOfMemoryError(
+                    f"it needs about {facts['estimated_mib']:.0f} MiB and {max(available, 0):.0f} MiB are "
+                    "free beside the columns measured with it; it was not run"
+                )
+        path = None if kind == "pytorch" else self.make_file("onnx_fix" if "gpu" in column else column, shape)
+        if column in self.peaks_of and "gpu" not in column:
+            which = {"network": self.network} if path is None else {"path": path}
+            facts |= memory.measure_peak(shape=shape, threads=self.threads, **which)
+        backend = backends.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
+        facts["model_sha256"] = self.model_hash if path is None else _hash(path)
+        facts |= {"provider": backend.provider, "threads": backend.threads, "load_ms": backend.load_ms}
+        facts["thread_pools"] = {pool["user_api"]: pool["num_threads"] for pool in threadpool_info()}
+        return backend, facts
+
+    def _compare(self, shape: Shape, opened: dict, facts: dict, rows: dict) -> None:
+        """Run each backend once, note how long that took, and drop those whose logits are not the reference's."""
+        expected = None
+        for column in list(opened):
+            on_gpu = "gpu" in column and torch.cuda.is_available()
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            start = timing.benchmark.timer()
+            try:
+                logits = opened[column].logits()
+            except Exception as error:  # as above: it becomes the row
+                rows[column] = self._failure(column, shape, error)
+                del opened[column]
+                continue
+            facts[column]["first_run_ms"] = (timing.benchmark.timer() - start) * 1e3
+            if on_gpu and column.startswith("pytorch"):
+                facts[column]["peak_device_mib"] = torch.cuda.max_memory_allocated() / 2**20
+            if not np.isfinite(logits).all():
+                rows[column] = self.row(column, shape, "disagrees", "its logits hold NaN or infinity", **facts[column])
+                del opened[column]
+                continue
+            if expected is None:
+                expected = logits
+            if logits.shape != expected.shape:
+                note = f"its logits have the shape {logits.shape}, the reference's {expected.shape}"
+                rows[column] = self.row(column, shape, "disagrees", note, **facts[column])
+                del opened[column]
+                continue
+            facts[column]["max_rel_error"] = float(np.abs(logits - expected).max() / np.abs(expected).max())
+            if facts[column]["max_rel_error"] > TOLERANCE:
+                note = f"its logits are off by {facts[column]['max_rel_error']:.1e} of the largest one"
+                rows[column] = self.row(column, shape, "disagrees", note, **facts[column])
+                del opened[column]
+
+    def _failure(self, column: str, shape: Shape, error: BaseException) -> dict:
+        if isinstance(error, backends.UnavailableError):
+            return self.row(column, shape, "unavailable", str(error))
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if memory.is_out_of_memory(error):
+            return self.row(column, shape, "oom", first_line)
+        return self.row(column, shape, "failed", f"{type(error).__name__}: {first_line}")
+
+    def _measured(self, column: str, shape: Shape, found: timing.Timing, facts: dict, *, with_ratio: bool) -> dict:
+        if found.status == "budget":
+            return self.row(column, shape, "budget", found.note, **facts)
+        p10, p50, p90 = np.percentile(found.times_ms, (10, 50, 90))
+        values = {
+            "p50_ms": p50,
+            "p10_ms": p10,
+            "p90_ms": p90,
+            "min_ms": found.times_ms.min(),
+            "mean_ms": found.times_ms.mean(),
+            "images_per_s": shape[0] / p50 * 1e3,
+            "ratio": found.ratio if with_ratio else None,
+            "ratio_low": found.ratio_low if with_ratio else None,
+            "ratio_high": found.ratio_high if with_ratio else None,
+            "runs": len(found.times_ms),
+            "rounds": len(found.blocks_ms),
+            "warm_up_runs": found.warm_up_runs,
+            "foreign_cpu": max(found.foreign_cpu),
+            "repeated_blocks": len(found.disturbed_ms),
+        }
+        facts_and_values = {name: _six_digits(value) for name, value in (facts | values).items()}
+        blocks = {
+            "block_ms": [_short(block) for block in found.blocks_ms],
+            "disturbed_ms": [_short(block) for block in found.disturbed_ms],
+        }
+        return self.row(column, shape, found.status, found.note, **facts_and_values, **blocks)
+
+
+@cache
+def _meta(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to("meta")
+
+
+def gflop(model: nn.Module, shape: Sequence[int]) -> float:
+    """Count the floating-point operations of one run, in 1e9 (a multiply-add is two), by PyTorch's own counter."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        _meta(model)(torch.empty(tuple(shape), device="meta"))
+    return counter.get_total_flops() / 1e9
+
+
+class _Progress:
+    """One line that says where the sweep is; in a notebook it is one output that is rewritten."""
+
+    def __init__(self, network: str, shapes: Sequence[Shape], budget_s: float) -> None:
+        self.network, self.shapes, self.budget_s = network, shapes, budget_s
+        self.began = time.monotonic()
+        self.handle = None
+        self.number, self.seconds_per_pixel, self.ratio = 0, math.nan, ""
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def start(self, number: int) -> None:
+        self.number, self.shape_began = number, time.monotonic()
+        self.show("starting")
+
+    def round(self, timings: dict[str, timing.Timing]) -> None:
+        known = [found for name, found in timings.items() if name != REFERENCE and not math.isnan(found.ratio)]
+        if known:
+            self.ratio = f" · {backends.COLUMNS[known[-1].name]} ×{known[-1].ratio:.2f} PyTorch CPU's speed"
+        self.show(f"round {len(next(iter(timings.values())).blocks_ms)}")
+
+    def done(self, number: int, rows: dict[str, dict]) -> None:
+        if any(row["status"] in FINISHED for row in rows.values()):
+            self.seconds_per_pixel = (time.monotonic() - self.shape_began) / _pixels(self.shapes[number])
+
+    def show(self, what: str) -> None:
+        shape = self.shapes[self.number]
+        left = self.seconds_per_pixel * sum(_pixels(later) for later in self.shapes[self.number :])
+        left = min(left, self.budget_s - self.elapsed()) if not math.isnan(left) else math.nan
+        about = "" if math.isnan(left) else f" · at most {max(left, 0) / 60:.0f} min left"
+        name = "×".join(map(str, shape))
+        self._write(f"{self.network}: shape {self.number + 1} of {len(self.shapes)}, {name}, {what}{self.ratio}{about}")
+
+    def end(self, table: Sequence[dict], results: Results) -> None:
+        counts = pd.Series([row["status"] for row in table]).value_counts()
+        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+        days = sorted({row["measured_at"][:10] for row in table if row["status"] in FINISHED})
+        when = f" Measured on {' and '.join(days)}, kept in {results.path.name}." if days else ""
+        self._write(
+            f"{self.network}: {len(self.shapes)} shapes, {len(table)} rows: {said}.{when} {results.trouble}".strip()
+        )
+
+    def _write(self, text: str) -> None:
+        if get_ipython() is None:  # a plain script
+            print(text, flush=True)
+        elif self.handle is None:
+            self.handle = display(Markdown(text), display_id=True)
+        else:
+            self.handle.update(Markdown(text))
+
+
+def _key(network: str, column: str, shape: Sequence[int]) -> str:
+    return f"{identity()}/{network}/{column}/{'x'.join(map(str, shape))}/protocol-{PROTOCOL}"
+
+
+def _pixels(shape: Sequence[int]) -> int:
+    return math.prod(shape)
+
+
+def _six_digits(value: object) -> object:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _short(block: np.ndarray) -> list[float]:
+    return [float(f"{value:.4g}") for value in block]
+
+
+def _hash(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _ends_with_newline(file) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
