@@ -3,7 +3,11 @@
 Taught in notebooks/00_deployment_landscape.ipynb.
 """
 
+import hashlib
+import json
 import platform
+import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -88,3 +92,35 @@ def facts() -> dict[str, str]:
         "GPU": gpu_name() or "none",
         "ONNX Runtime providers": ", ".join(onnxruntime.get_available_providers()),
     }
+
+
+@cache
+def fingerprint() -> dict[str, object]:
+    """Return what a measurement depends on: processor, memory, accelerator, system, versions. Taught in notebook 04."""
+    return {
+        "cpu": cpu_name(),
+        "instruction_sets": [name for name, there in instruction_sets().items() if there],
+        "cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(),
+        "memory_gib": round(memory_limit_gib()),
+        "gpu": gpu_name(),
+        "gpu_driver": _gpu_driver(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "versions": {name: version(name) for name in (*PACKAGES, "numpy")},
+    }
+
+
+def identity() -> str:
+    """Return 10 characters that differ between machines and between versions: a hash of the fingerprint."""
+    return hashlib.sha256(json.dumps(fingerprint(), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _gpu_driver() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"  # a GPU that nvidia-smi does not know, as in some containers

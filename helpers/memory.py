@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
-def largest_layer_mib(model: "nn.Module", shape: Sequence[int]) -> float:
+@cache
+def largest_layer_mib(model: "nn.Module", shape: tuple[int, ...]) -> float:
     """Return the memory in MiB of the inputs and outputs of the layer that has most of them.
 
     Nothing is computed: the network runs on PyTorch's meta device, which knows shapes only.
@@ -65,7 +67,7 @@ def largest_layer_mib(model: "nn.Module", shape: Sequence[int]) -> float:
     return max(sizes) / 2**20
 
 
-def estimate_mib(model: "nn.Module", shape: Sequence[int], *, kind: str) -> float:
+def estimate_mib(model: "nn.Module", shape: tuple[int, ...], *, kind: str) -> float:
     """Estimate the peak memory in MiB of a process that runs this network on an input of this shape.
 
     Args:

@@ -56,6 +56,16 @@ def check() -> None:
     effort(), label_language(), weights_choice()
 
 
+def results_folder() -> Path:
+    """Return where measurements are kept: ``data/results``, and for "quick", which only tries the cells, outside git.
+
+    The environment variable COURSE_RESULTS names another folder.
+    """
+    if "COURSE_RESULTS" in os.environ:
+        return Path(os.environ["COURSE_RESULTS"])
+    return by_effort(quick=EXPORTS / "quick-results", standard=DATA / "results", full=DATA / "results")
+
+
 def exports_folder(notebook: str) -> Path:
     """Return the folder for a notebook's exported models, ``data/exports/<notebook>``, made if it is not there."""
     folder = EXPORTS / notebook

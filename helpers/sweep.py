@@ -9,17 +9,16 @@ import json
 import math
 import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxsim
 import pandas as pd
-import psutil
 import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
@@ -41,54 +40,10 @@ FINISHED = ("ok", "noisy")
 Shape = tuple[int, int, int, int]
 
 
-def article_shapes(*, max_size: int = 1024) -> list[Shape]:
-    """Return the article's input shapes (N, 3, H, W) up to a height and width in px, cheapest first."""
-    shapes = [(batch, 3, size, size) for batch in BATCHES for size in SIZES if size <= max_size]
+def article_shapes(*, sizes: Sequence[int] = SIZES) -> list[Shape]:
+    """Return the article's input shapes (N, 3, H, W), those of some heights and widths in px, cheapest first."""
+    shapes = [(batch, 3, size, size) for batch in BATCHES for size in sizes]
     return sorted(shapes, key=_pixels)
-
-
-def results_folder() -> Path:
-    """Return where rows are kept: ``data/results/``, or a folder outside git for "quick", which only tries the cells.
-
-    The environment variable COURSE_RESULTS names another folder.
-    """
-    if chosen := os.environ.get("COURSE_RESULTS"):
-        return Path(chosen)
-    return settings.by_effort(
-        quick=settings.EXPORTS / "quick-results", standard=settings.DATA / "results", full=settings.DATA / "results"
-    )
-
-
-@cache
-def fingerprint() -> dict[str, object]:
-    """Return what a number of this machine depends on: processor, memory, accelerator, system, versions."""
-    return {
-        "cpu": machine.cpu_name(),
-        "instruction_sets": [name for name, there in machine.instruction_sets().items() if there],
-        "cores": psutil.cpu_count(),
-        "usable_cores": machine.usable_cores(),
-        "memory_gib": round(machine.memory_limit_gib()),
-        "gpu": machine.gpu_name(),
-        "gpu_driver": _gpu_driver(),
-        "system": f"{machine.platform.system()} {machine.platform.machine()}",
-        "python": ".".join(machine.platform.python_version_tuple()[:2]),
-        "versions": {name: version(name) for name in (*machine.PACKAGES, "numpy")},
-    }
-
-
-def identity() -> str:
-    """Return 10 characters that differ between machines and between versions: a hash of the fingerprint."""
-    return hashlib.sha256(json.dumps(fingerprint(), sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _gpu_driver() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return "unknown"  # a GPU that nvidia-smi does not know, as in some containers
 
 
 class Results:
@@ -100,9 +55,9 @@ class Results:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """Read what is there."""
-        folder = results_folder() if folder is None else Path(folder)
+        folder = settings.results_folder() if folder is None else Path(folder)
         name = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu_name()} {machine.usable_cores()} cores".lower()).strip("-")
-        self.path = folder / f"{name}-{identity()}.jsonl"
+        self.path = folder / f"{name}-{machine.identity()}.jsonl"
         self.rows = read_rows(self.path)
         self.trouble = ""  # why rows could not be written, if so; they are still in ``rows``
 
@@ -183,7 +138,7 @@ def run(
         threads: the same for all backends; the cores that this process may use, if not given.
         peaks_of: the columns whose peak memory is measured, each in a process of its own.
         anew: measure even what is finished.
-        results: where finished rows are kept; this machine's file in ``results_folder()`` if not given.
+        results: where finished rows are kept; this machine's file in ``settings.results_folder()`` if not given.
     Returns:
         One row a shape and column. Columns of the frame: network, column, batch, size, status ("ok", "noisy", "oom",
         "budget", "unavailable", "disagrees", "failed"), note, and the measurements, NaN where there are none: p50_ms,
@@ -196,24 +151,28 @@ def run(
     threads = machine.usable_cores() if threads is None else threads
     sweep = _Sweep(network, model, make_file, runs, patience_s, threads, peaks_of)
     lacks = {column: backends.missing(column) for column in columns}
-    progress = _Progress(network, shapes, budget_s)
+    known: dict[Shape, dict[str, dict]] = {}
+    for shape in shapes:
+        known[shape] = {column: sweep.row(column, shape, "unavailable", lack) for column, lack in lacks.items() if lack}
+        for column in columns:
+            if not anew and not lacks[column] and (row := results.find(network, column, shape, runs=runs)):
+                known[shape][column] = row
+    todo = {shape: [column for column in columns if column not in known[shape]] for shape in shapes}
+    progress = _Progress(network, shapes)
     table: list[dict] = []
     for number, shape in enumerate(shapes):
-        rows = {column: sweep.row(column, shape, "unavailable", lack) for column, lack in lacks.items() if lack}
-        for column in columns:
-            if not anew and column not in rows and (row := results.find(network, column, shape, runs=runs)):
-                rows[column] = row
-        todo = [column for column in columns if column not in rows]
-        if todo:
-            progress.start(number)
+        rows = known[shape]
+        if todo[shape]:
             left = budget_s - progress.elapsed()
-            if sweep.expected_s(shape, todo, table) > left:
-                new = [sweep.row(column, shape, "budget", "it would take longer than the time left") for column in todo]
+            later_s = sum(sweep.expected_s(later, todo[later], table) for later in shapes[number:])
+            progress.start(number, min(left, later_s))
+            if sweep.expected_s(shape, todo[shape], table) > left:
+                note = "it would take longer than the time left"
+                new = [sweep.row(column, shape, "budget", note) for column in todo[shape]]
             else:
-                new = sweep.measure(shape, todo, left, lacks, progress)
+                new = sweep.measure(shape, todo[shape], left, lacks, progress)
                 results.add(row for row in new if row["status"] not in ("budget", "unavailable"))
             rows |= {row["column"]: row for row in new}
-            progress.done(number, rows)
         table += [rows[column] for column in columns]
     progress.end(table, results)
     return to_table(table)
@@ -232,6 +191,34 @@ NUMBERS = (
     "load_ms", "first_run_ms", "gflop", "max_rel_error", "foreign_cpu", "repeated_blocks",
     "estimated_mib", "base_rss_mib", "peak_rss_mib", "peak_device_mib",
 )  # fmt: skip
+
+
+def file_maker(export: Callable[..., object], folder: str | Path) -> Callable[[str, Shape], Path]:
+    """Return the ``make_file`` that ``run`` takes: it exports where a shape needs it, and simplifies for sim columns.
+
+    Args:
+        export: called as ``export(path, shape, dynamic=...)``; writes the .onnx file for one shape or for all.
+        folder: where the files lie; the next shape's file takes the place of the last one's.
+    """
+    exported: dict[Path, Shape] = {}
+
+    def make_file(column: str, shape: Shape) -> Path:
+        dynamic = "dyn" in column
+        path = Path(folder) / f"{'dyn' if dynamic else 'fix'}.onnx"
+        wanted = (2, 3, 224, 224) if dynamic else tuple(shape)
+        if exported.get(path) != wanted:
+            export(path, wanted, dynamic=dynamic)
+            exported[path] = wanted
+        if not column.endswith("sim"):
+            return path
+        simplified, check_passed = onnxsim.simplify(onnx.load(path))
+        if not check_passed:
+            raise RuntimeError(f"onnxsim says that {path.name} changed its meaning")
+        simplified_path = path.with_stem(f"{path.stem}_sim")
+        onnx.save(simplified, simplified_path)
+        return simplified_path
+
+    return make_file
 
 
 class _Sweep:
@@ -260,7 +247,7 @@ class _Sweep:
             "note": note,
             **values,
             "protocol": PROTOCOL,
-            "fingerprint": fingerprint(),
+            "fingerprint": machine.fingerprint(),
         }
 
     def expected_s(self, shape: Shape, columns: Sequence[str], table: Sequence[dict]) -> float:
@@ -410,31 +397,28 @@ class _Sweep:
 
 
 @cache
-def _meta(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).to("meta")
-
-
-def gflop(model: nn.Module, shape: Sequence[int]) -> float:
+def gflop(model: nn.Module, shape: Shape) -> float:
     """Count the floating-point operations of one run, in 1e9 (a multiply-add is two), by PyTorch's own counter."""
+    on_meta = copy.deepcopy(model).to("meta")  # PyTorch's device that knows shapes and computes nothing
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        _meta(model)(torch.empty(tuple(shape), device="meta"))
+        on_meta(torch.empty(shape, device="meta"))
     return counter.get_total_flops() / 1e9
 
 
 class _Progress:
     """One line that says where the sweep is; in a notebook it is one output that is rewritten."""
 
-    def __init__(self, network: str, shapes: Sequence[Shape], budget_s: float) -> None:
-        self.network, self.shapes, self.budget_s = network, shapes, budget_s
+    def __init__(self, network: str, shapes: Sequence[Shape]) -> None:
+        self.network, self.shapes = network, shapes
         self.began = time.monotonic()
         self.handle = None
-        self.number, self.seconds_per_pixel, self.ratio = 0, math.nan, ""
+        self.ratio = ""
 
     def elapsed(self) -> float:
         return time.monotonic() - self.began
 
-    def start(self, number: int) -> None:
-        self.number, self.shape_began = number, time.monotonic()
+    def start(self, number: int, expected_s: float) -> None:
+        self.number, self.ends = number, self.elapsed() + expected_s
         self.show("starting")
 
     def round(self, timings: dict[str, timing.Timing]) -> None:
@@ -443,17 +427,13 @@ class _Progress:
             self.ratio = f" · {backends.COLUMNS[known[-1].name]} ×{known[-1].ratio:.2f} PyTorch CPU's speed"
         self.show(f"round {len(next(iter(timings.values())).blocks_ms)}")
 
-    def done(self, number: int, rows: dict[str, dict]) -> None:
-        if any(row["status"] in FINISHED for row in rows.values()):
-            self.seconds_per_pixel = (time.monotonic() - self.shape_began) / _pixels(self.shapes[number])
-
     def show(self, what: str) -> None:
-        shape = self.shapes[self.number]
-        left = self.seconds_per_pixel * sum(_pixels(later) for later in self.shapes[self.number :])
-        left = min(left, self.budget_s - self.elapsed()) if not math.isnan(left) else math.nan
-        about = "" if math.isnan(left) else f" · at most {max(left, 0) / 60:.0f} min left"
-        name = "×".join(map(str, shape))
-        self._write(f"{self.network}: shape {self.number + 1} of {len(self.shapes)}, {name}, {what}{self.ratio}{about}")
+        shape = "×".join(map(str, self.shapes[self.number]))
+        left = max(self.ends - self.elapsed(), 0)
+        about = f" · about {left / 60:.0f} min left" if left > 90 else f" · about {left:.0f} s left" if left else ""
+        self._write(
+            f"{self.network}: shape {self.number + 1} of {len(self.shapes)}, {shape}, {what}{self.ratio}{about}"
+        )
 
     def end(self, table: Sequence[dict], results: Results) -> None:
         counts = pd.Series([row["status"] for row in table]).value_counts()
@@ -474,7 +454,7 @@ class _Progress:
 
 
 def _key(network: str, column: str, shape: Sequence[int]) -> str:
-    return f"{identity()}/{network}/{column}/{'x'.join(map(str, shape))}/protocol-{PROTOCOL}"
+    return f"{machine.identity()}/{network}/{column}/{'x'.join(map(str, shape))}/protocol-{PROTOCOL}"
 
 
 def _pixels(shape: Sequence[int]) -> int:

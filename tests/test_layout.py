@@ -22,7 +22,8 @@ def requirements():
 
 
 def names():
-    return {re.split(r"[=<>~!]", line)[0].strip().lower() for line in requirements()}
+    optional = re.findall(r"^#optional (\S+)", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE)
+    return {re.split(r"[=<>~!]", line)[0].strip().lower() for line in [*requirements(), *optional]}
 
 
 def test_readme_table_is_the_folder():
