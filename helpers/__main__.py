@@ -133,6 +133,7 @@ def _render(chosen: list[str], results: dict[str, dict], *, cache: Path, out: Pa
         "nb_execution_mode": "cache",
         "nb_execution_cache_path": str(cache),
         "nb_execution_excludepatterns": not_run,
+        "nb_execution_timeout": course.cell_timeout_s() or -1,  # -1: none
     }
     with (
         _quiet_kernels(),

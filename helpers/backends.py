@@ -79,13 +79,15 @@ def pytorch(model: nn.Module, x: np.ndarray, *, threads: int, device: str = "cpu
     return Backend(run, lambda: run().cpu().numpy(), f"PyTorch {found.type}", torch.get_num_threads(), load_ms)
 
 
-def onnxruntime(path: str | Path, x: np.ndarray, *, threads: int, device: str = "cpu", copies: bool = True) -> Backend:
+def onnxruntime(
+    path: str | Path | bytes, x: np.ndarray, *, threads: int, device: str = "cpu", copies: bool = True
+) -> Backend:
     """Make an ONNX Runtime backend with a session of its own.
 
     Its threads stop spinning when a run ends: spinning on, they would slow the next backend in this process.
 
     Args:
-        path: the .onnx file, with one input and logits as its first output.
+        path: the .onnx file, or its bytes, with one input and logits as its first output.
         x: input, shape (N, 3, H, W), float32.
         threads: of the session's own thread pool.
         device: "cpu" or "cuda".

@@ -17,7 +17,6 @@ from helpers import machine, settings
 
 README_TABLE = re.compile(r"(<!-- notebooks: .*?-->\n).*?(<!-- end of notebooks -->)", re.DOTALL)
 GENERATED = re.compile(r"\n*<!-- generated -->.*\Z", re.DOTALL)
-CELL_TIMEOUT_S = 600
 
 
 def notebooks() -> list[Path]:
@@ -93,6 +92,11 @@ def source_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def cell_timeout_s() -> int | None:
+    """Return after how many seconds a cell is given up; None at full effort, whose sweeps take hours."""
+    return None if settings.effort() == "full" else 600
+
+
 def run(path: Path, *, folder: Path | None = None) -> nbformat.NotebookNode:
     """Run a notebook from top to bottom in a fresh kernel; the file stays as it is.
 
@@ -107,7 +111,7 @@ def run(path: Path, *, folder: Path | None = None) -> nbformat.NotebookNode:
     book = read(path)
     resources = {"metadata": {"path": str(folder or path.parent)}}
     try:
-        NotebookClient(book, timeout=CELL_TIMEOUT_S, resources=resources).execute()
+        NotebookClient(book, timeout=cell_timeout_s(), resources=resources).execute()
     except AssertionError as error:  # nbclient's own, while it cleans up after a kernel that was killed
         if isinstance(error.__context__, DeadKernelError):
             raise error.__context__ from None

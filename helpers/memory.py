@@ -91,7 +91,12 @@ def available_mib() -> float:
 
 
 def measure_peak(
-    *, shape: Sequence[int], threads: int, network: str | None = None, path: str | Path | None = None
+    *,
+    shape: Sequence[int],
+    threads: int,
+    network: str | None = None,
+    path: str | Path | None = None,
+    engine: str = "onnxruntime",
 ) -> dict[str, float]:
     """Run a network twice in a process of its own and return what that process held at most.
 
@@ -99,17 +104,26 @@ def measure_peak(
         shape: of the input, (N, 3, H, W).
         threads: of the backend.
         network: a torchvision network for PyTorch (fresh weights: they weigh the same), or
-        path: an .onnx file for ONNX Runtime.
+        path: an .onnx file.
+        engine: that runs the .onnx file, "onnxruntime" or "openvino".
     Returns:
         base_rss_mib (after the imports, before loading) and peak_rss_mib.
     Raises:
-        ValueError: unless exactly one of network and path is given.
+        ValueError: unless exactly one of network and path is given, or for an unknown engine.
         OutOfMemoryError: if the process ran out of memory or the system killed it.
         RuntimeError: if it failed otherwise; the message ends with what it printed.
     """
     if (network is None) == (path is None):
-        raise ValueError("Give either the network (PyTorch) or the path (ONNX Runtime).")
-    task = {"shape": [int(n) for n in shape], "threads": threads, "network": network, "path": path and str(path)}
+        raise ValueError("Give either the network (PyTorch) or the path (of an .onnx file).")
+    if engine not in ("onnxruntime", "openvino"):
+        raise ValueError(f"The engine is {engine!r}; it must be onnxruntime or openvino.")
+    task = {
+        "shape": [int(n) for n in shape],
+        "threads": threads,
+        "network": network,
+        "path": path and str(path),
+        "engine": engine,
+    }
     command = [sys.executable, "-m", "helpers.memory", json.dumps(task)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode == 0:
@@ -137,7 +151,15 @@ def _run_alone(task: dict) -> dict[str, float]:
     if score.exists():
         score.write_text("1000")  # if memory runs out, Linux ends this process first, not the notebook
     x = np.random.default_rng(0).standard_normal(task["shape"], dtype=np.float32)
-    if task["path"]:
+    if task["path"] and task["engine"] == "openvino":
+        import openvino
+
+        base = psutil.Process().memory_info().rss
+        hints = {"INFERENCE_NUM_THREADS": task["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        request = openvino.Core().compile_model(task["path"], "CPU", hints).create_infer_request()
+        for _ in range(2):
+            request.infer([x])
+    elif task["path"]:
         import onnxruntime as ort
 
         base = psutil.Process().memory_info().rss

@@ -26,7 +26,6 @@ html_copy_source = True  # the download button hands out the notebook itself
 html_show_sourcelink = False
 
 nb_execution_mode = "off"
-nb_execution_timeout = 600  # seconds a cell
 nb_execution_show_tb = True
 nb_execution_raise_on_error = False  # the other notebooks still run; the build command reports the failure
 nb_merge_streams = True
