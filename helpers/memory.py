@@ -97,6 +97,7 @@ def measure_peak(
     network: str | None = None,
     path: str | Path | None = None,
     engine: str = "onnxruntime",
+    session_options: dict[str, object] | None = None,
 ) -> dict[str, float]:
     """Run a network twice in a process of its own and return what that process held at most.
 
@@ -106,6 +107,7 @@ def measure_peak(
         network: a torchvision network for PyTorch (fresh weights: they weigh the same), or
         path: an .onnx file.
         engine: that runs the .onnx file, "onnxruntime" or "openvino".
+        session_options: attributes of ONNX Runtime's ``SessionOptions`` to set, such as ``enable_cpu_mem_arena``.
     Returns:
         base_rss_mib (after the imports, before loading) and peak_rss_mib.
     Raises:
@@ -123,6 +125,7 @@ def measure_peak(
         "network": network,
         "path": path and str(path),
         "engine": engine,
+        "session_options": session_options or {},
     }
     command = [sys.executable, "-m", "helpers.memory", json.dumps(task)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
@@ -165,6 +168,8 @@ def _run_alone(task: dict) -> dict[str, float]:
         base = psutil.Process().memory_info().rss
         options = ort.SessionOptions()
         options.intra_op_num_threads = task["threads"]
+        for name, value in task.get("session_options", {}).items():
+            setattr(options, name, value)
         session = ort.InferenceSession(task["path"], options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         for _ in range(2):

@@ -145,7 +145,7 @@ def measure(
     began = clock()
     run_s = {name: _warm_up(name, run, timings[name], clock) for name, run in backends.items()}
     size = {name: min(max(BLOCK, math.ceil(LONG_ENOUGH_S / max(s, 1e-9))), MAX_BLOCK) for name, s in run_s.items()}
-    rounds = math.ceil(runs / BLOCK)
+    rounds = max(math.ceil(runs / BLOCK), 2)  # one block alone has no interval
     first_round = clock()
     while True:
         order = rng.permutation(list(backends))

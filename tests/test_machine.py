@@ -115,3 +115,41 @@ def test_gpu_name(monkeypatch, cuda, mps, expected):
     assert machine.gpu_name() == expected
     assert machine.facts()["GPU"] == (expected or "none")
     assert f"GPU: {expected or 'none'}" in machine.versions_line()
+
+
+@pytest.fixture
+def fresh_fingerprint():
+    machine.fingerprint.cache_clear()
+    yield
+    machine.fingerprint.cache_clear()
+
+
+def test_identity_is_short_and_stays(fresh_fingerprint):
+    first = machine.identity()
+    machine.fingerprint.cache_clear()
+    assert machine.identity() == first, "the same machine got two names"
+    assert len(first) == 10 and first.isalnum()
+
+
+@pytest.mark.parametrize("what", ["cpu_name", "usable_cores", "gpu_name", "instruction_sets"])
+def test_identity_changes_with_the_machine(monkeypatch, fresh_fingerprint, what):
+    first = machine.identity()
+    machine.fingerprint.cache_clear()
+    monkeypatch.setattr(
+        machine, what, {"usable_cores": lambda: 77, "instruction_sets": dict}.get(what, lambda: "other")
+    )
+    assert machine.identity() != first, f"another {what} and the same identity"
+
+
+def test_identity_changes_with_the_versions(monkeypatch, fresh_fingerprint):
+    first = machine.identity()
+    machine.fingerprint.cache_clear()
+    monkeypatch.setattr(machine, "version", lambda name: "0.0.1" if name == "onnxruntime" else version(name))
+    assert machine.identity() != first
+
+
+def test_a_gpu_without_nvidia_smi_has_an_unknown_driver(monkeypatch, fresh_fingerprint):
+    assert machine.fingerprint()["gpu_driver"] is None or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PATH", "")
+    assert machine._gpu_driver() == "unknown"

@@ -133,6 +133,32 @@ def test_a_damaged_file_stops_07_and_is_named(tmp_path, monkeypatch):
         run_damaged("07", 'files["resnet18", "ONNX-sim"]', tmp_path, monkeypatch)
 
 
+POOR_MACHINE = """
+roofline.has_bf16 = lambda: False
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "openvino" else find_spec(name, *more)
+def no_compiler(*arguments, **choices):
+    raise RuntimeError("InvalidCxxCompiler: no C++ compiler found")
+torch.compile = no_compiler
+"""
+
+
+@pytest.mark.parametrize("number", ["09", "10"])
+def test_what_a_machine_lacks_is_said_and_stops_nothing(number, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    book = course.read(course.choose([number])[0])
+    first = next(at for at, cell in enumerate(book.cells) if cell.cell_type == "code")
+    book.cells.insert(first + 1, nbformat.v4.new_code_cell(POOR_MACHINE))
+    for cell in book.cells:
+        cell.source = cell.source.replace("if not TORCH_COMPILE:", "if False:")  # try it at quick effort, too
+    course.write(tmp_path / f"{number}_poor.ipynb", book)
+    text = str(course.run(tmp_path / f"{number}_poor.ipynb", folder=settings.ROOT))
+    assert "python -m pip install openvino" in text
+    if number == "09":
+        assert "absent: InvalidCxxCompiler" in text and "absent: this processor has no bf16 instructions" in text
+
+
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
 def test_runs_alone_at_quick_effort_from_the_root(path, monkeypatch):
     # From notebooks/ they run in test_site.py, through the build command.

@@ -1,25 +1,30 @@
 """helpers/plots.py: the style is set, bars show the numbers, Chinese is drawn where it can be."""
 
+import io
 import warnings
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import PlainTextFormatter
 from matplotlib import font_manager
+from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers import labels, plots
 
 PHOTO = Image.new("RGB", (8, 8))
+SHELL = SimpleNamespace(display_formatter=SimpleNamespace(formatters={"image/png": PlainTextFormatter()}))
 
 
 @pytest.fixture(autouse=True)
 def formats(monkeypatch):
     """Leave matplotlib as it was; return the figure formats asked for (the real call would start an IPython)."""
     asked = []
-    monkeypatch.setattr(plots, "get_ipython", object)  # as in a notebook
+    monkeypatch.setattr(plots, "get_ipython", lambda: SHELL)  # as in a notebook
     monkeypatch.setattr(plots, "set_matplotlib_formats", lambda *names, **options: asked.append((names, options)))
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -142,3 +147,20 @@ def test_chinese_bars_are_drawn_without_boxes(installed_font):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "Glyph … missing from font(s)" is a warning
         ax.figure.canvas.draw()
+
+
+def test_plots_are_stored_as_small_png():
+    plots.use_course_style()
+    draw = SHELL.display_formatter.formatters["image/png"].type_printers[Figure]
+    fig, ax = plt.subplots()
+    ax.plot([1, 2, 3], color=plots.BLUE, label="a line")
+    ax.legend()
+    full = io.BytesIO()
+    fig.savefig(full, bbox_inches="tight")
+    small = draw(fig)
+    picture = Image.open(io.BytesIO(small))
+    assert picture.format == "PNG" and picture.mode == "P", "128 colours are kept in a palette"
+    assert len(small) < len(full.getvalue()) / 2
+    shades = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    blue = [int(plots.BLUE[i : i + 2], 16) for i in (1, 3, 5)]
+    assert np.abs(shades - blue).sum(axis=1).min() <= 12, "the line lost its colour"

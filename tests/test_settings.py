@@ -55,3 +55,11 @@ def test_exports_folder_is_made_once_and_kept(monkeypatch, tmp_path):
     again = settings.exports_folder("01_export_and_check")
     assert (again / "model.onnx").read_bytes() == b"onnx", "asking for the folder again lost what was in it"
     assert settings.exports_folder("02_inspect") != folder, "two notebooks share one folder for exports"
+
+
+def test_quick_runs_leave_no_results_among_those_kept(monkeypatch, tmp_path):
+    assert settings.results_folder() == settings.DATA / "results"
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    assert settings.EXPORTS in settings.results_folder().parents, "quick rows belong where git does not look"
+    monkeypatch.setenv("COURSE_RESULTS", str(tmp_path))
+    assert settings.results_folder() == tmp_path, "the reader's choice comes first"
