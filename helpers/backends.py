@@ -104,6 +104,7 @@ def onnxruntime(
     chosen = (provider, {"use_tf32": "0"}) if device == "cuda" else provider
     start = time.perf_counter()
     session = ort.InferenceSession(path, options, providers=[chosen])
+    session.disable_fallback()  # a provider that fails in a run must not hand over to the CPU unseen
     load_ms = (time.perf_counter() - start) * 1e3
     found = session.get_providers()[0]
     if found != provider:

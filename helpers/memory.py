@@ -4,6 +4,7 @@ Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.memory '{…}'`
 the backend needs, so PyTorch does not weigh on ONNX Runtime's number; hence the imports inside functions.
 """
 
+import contextlib
 import json
 import platform
 import re
@@ -86,7 +87,11 @@ def available_mib() -> float:
     group = Path("/sys/fs/cgroup")
     limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
-        found = min(found, int(text) - int(used.read_text()))
+        held = int(used.read_text())
+        statistics = group / "memory.stat"
+        if statistics.exists():  # files that were read and can be dropped count as used, but are free for the asking
+            held -= int(re.search(r"^inactive_file (\d+)", statistics.read_text() + "\ninactive_file 0", re.M)[1])
+        found = min(found, int(text) - held)
     return found / 2**20
 
 
@@ -123,11 +128,11 @@ def measure_peak(
         "shape": [int(n) for n in shape],
         "threads": threads,
         "network": network,
-        "path": path and str(path),
+        "path": path and str(Path(path).resolve()),
         "engine": engine,
         "session_options": session_options or {},
     }
-    command = [sys.executable, "-m", "helpers.memory", json.dumps(task)]
+    command = [sys.executable, "-X", "utf8", "-m", "helpers.memory", json.dumps(task)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
@@ -151,7 +156,7 @@ def peak_rss_mib() -> float:
 
 def _run_alone(task: dict) -> dict[str, float]:
     score = Path("/proc/self/oom_score_adj")
-    if score.exists():
+    with contextlib.suppress(OSError):  # no such file, or a container in which it is read-only
         score.write_text("1000")  # if memory runs out, Linux ends this process first, not the notebook
     x = np.random.default_rng(0).standard_normal(task["shape"], dtype=np.float32)
     if task["path"] and task["engine"] == "openvino":

@@ -58,22 +58,40 @@ class Results:
         folder = settings.results_folder() if folder is None else Path(folder)
         name = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu_name()} {machine.usable_cores()} cores".lower()).strip("-")
         self.path = folder / f"{name}-{machine.identity()}.jsonl"
-        self.rows = read_rows(self.path)
-        self.trouble = ""  # why rows could not be written, if so; they are still in ``rows``
+        self.trouble = ""  # why rows could not be read or written, if so; those measured are still in ``rows``
+        self.unwritten: list[dict] = []
+        try:
+            self.rows = read_rows(self.path)
+        except OSError as error:
+            self.rows, self.trouble = [], f"Earlier rows in {self.path} cannot be read ({error.strerror or error})."
 
-    def find(self, network: str, column: str, shape: Sequence[int], *, runs: int) -> dict | None:
-        """Return the latest finished row of this machine, versions and protocol with at least so many runs, or None."""
+    def find(
+        self, network: str, column: str, shape: Sequence[int], *, runs: int, threads: int, with_peak: bool = False
+    ) -> dict | None:
+        """Return the latest finished row of this machine, versions and protocol that is good enough, or None.
+
+        Args:
+            network: its name.
+            column: a key of ``backends.COLUMNS``.
+            shape: of the input, (N, 3, H, W).
+            runs: timed runs, at least.
+            threads: of the backend.
+            with_peak: whether its peak memory must have been measured.
+        """
         wanted = _key(network, column, shape)
         for row in reversed(self.rows):
-            if row["key"] == wanted and row["status"] in FINISHED and row["rounds"] * timing.BLOCK >= runs:
+            if row["key"] != wanted or row["status"] not in FINISHED or row["threads"] != threads:
+                continue
+            if row["rounds"] * timing.BLOCK >= runs and not (with_peak and row.get("peak_rss_mib") is None):
                 return row
         return None
 
     def add(self, rows: Iterable[dict]) -> None:
-        """Append rows to the file and flush it to the disk; if that fails, ``trouble`` says why."""
+        """Append rows to the file, flushed to the disk; if that fails, ``trouble`` says why, the next call retries."""
         rows = list(rows)
         self.rows += rows
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        self.unwritten += rows
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.unwritten)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
@@ -82,10 +100,11 @@ class Results:
                 file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
+            self.unwritten, self.trouble = [], ""
         except OSError as error:
             self.trouble = (
-                f"Rows could not be written to {self.path} ({error.strerror or error}). They are shown below but will "
-                "be lost when the kernel ends: free some space or make the folder writable, and run this cell again."
+                f"{len(self.unwritten)} rows could not be written to {self.path} ({error.strerror or error}). They are "
+                "shown below, but will be lost when the kernel ends: free some space or make the folder writable."
             )
 
 
@@ -155,10 +174,12 @@ def run(
     for shape in shapes:
         known[shape] = {column: sweep.row(column, shape, "unavailable", lack) for column, lack in lacks.items() if lack}
         for column in columns:
-            if not anew and not lacks[column] and (row := results.find(network, column, shape, runs=runs)):
+            enough = {"runs": runs, "threads": threads, "with_peak": column in peaks_of and "gpu" not in column}
+            if not anew and not lacks[column] and (row := results.find(network, column, shape, **enough)):
                 known[shape][column] = row
     todo = {shape: [column for column in columns if column not in known[shape]] for shape in shapes}
     progress = _Progress(network, shapes)
+    progress.used_again = sum(row["status"] in FINISHED for rows in known.values() for row in rows.values())
     table: list[dict] = []
     for number, shape in enumerate(shapes):
         rows = known[shape]
@@ -245,7 +266,7 @@ class _Sweep:
             "size": shape[2],
             "status": status,
             "note": note,
-            **values,
+            **{name: _six_digits(value) for name, value in values.items()},
             "protocol": PROTOCOL,
             "fingerprint": machine.fingerprint(),
         }
@@ -266,7 +287,10 @@ class _Sweep:
     ) -> list[dict]:
         """Return a finished row for each column of todo."""
         began = time.monotonic()
-        x = np.random.default_rng(settings.SEED).standard_normal(shape, dtype=np.float32)
+        try:
+            x = np.random.default_rng(settings.SEED).standard_normal(shape, dtype=np.float32)
+        except MemoryError as error:
+            return [self._failure(column, shape, error) for column in todo]
         rows: dict[str, dict] = {}
         opened: dict[str, backends.Backend] = {}
         facts: dict[str, dict[str, object]] = {}
@@ -287,7 +311,7 @@ class _Sweep:
                     {column: backend.run for column, backend in opened.items()},
                     reference=reference,
                     runs=self.runs,
-                    patience_s=self.patience_s,
+                    patience_s=min(self.patience_s, left_s - (time.monotonic() - began)),
                     max_s=left_s - (time.monotonic() - began),
                     seed=settings.SEED,
                     progress=progress.round,
@@ -335,7 +359,7 @@ class _Sweep:
                 torch.cuda.reset_peak_memory_stats()
             start = timing.benchmark.timer()
             try:
-                logits = opened[column].logits()
+                logits = opened[column].logits().astype(np.float64)
             except Exception as error:  # as above: it becomes the row
                 rows[column] = self._failure(column, shape, error)
                 del opened[column]
@@ -343,27 +367,29 @@ class _Sweep:
             facts[column]["first_run_ms"] = (timing.benchmark.timer() - start) * 1e3
             if on_gpu and column.startswith("pytorch"):
                 facts[column]["peak_device_mib"] = torch.cuda.max_memory_allocated() / 2**20
-            if not np.isfinite(logits).all():
-                rows[column] = self.row(column, shape, "disagrees", "its logits hold NaN or infinity", **facts[column])
+            expected = logits if expected is None and np.isfinite(logits).all() else expected
+            if wrong := self._disagreement(logits, expected, facts[column]):
+                rows[column] = self.row(column, shape, "disagrees", wrong, **facts[column])
                 del opened[column]
-                continue
-            if expected is None:
-                expected = logits
-            if logits.shape != expected.shape:
-                note = f"its logits have the shape {logits.shape}, the reference's {expected.shape}"
-                rows[column] = self.row(column, shape, "disagrees", note, **facts[column])
-                del opened[column]
-                continue
-            facts[column]["max_rel_error"] = float(np.abs(logits - expected).max() / np.abs(expected).max())
-            if facts[column]["max_rel_error"] > TOLERANCE:
-                note = f"its logits are off by {facts[column]['max_rel_error']:.1e} of the largest one"
-                rows[column] = self.row(column, shape, "disagrees", note, **facts[column])
-                del opened[column]
+
+    @staticmethod
+    def _disagreement(logits: np.ndarray, expected: np.ndarray | None, facts: dict) -> str:
+        """Return what is wrong with logits, "" if nothing, and note their relative error among the facts."""
+        if not np.isfinite(logits).all():
+            return "its logits hold NaN or infinity"
+        if logits.shape != expected.shape:
+            return f"its logits have the shape {logits.shape}, the reference's {expected.shape}"
+        error, largest = np.abs(logits - expected).max(), np.abs(expected).max()
+        facts["max_rel_error"] = float(error / largest) if largest else (0.0 if error == 0 else math.inf)
+        if facts["max_rel_error"] > TOLERANCE:
+            return f"its logits are off by {facts['max_rel_error']:.1e} of the largest one"
+        return ""
 
     def _failure(self, column: str, shape: Shape, error: BaseException) -> dict:
         if isinstance(error, backends.UnavailableError):
             return self.row(column, shape, "unavailable", str(error))
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first_line = re.sub(r"\S*[/\\](?=[^/\\\s]+)", "", first_line)  # the file's name is enough; results get shared
         if memory.is_out_of_memory(error):
             return self.row(column, shape, "oom", first_line)
         return self.row(column, shape, "failed", f"{type(error).__name__}: {first_line}")
@@ -388,12 +414,11 @@ class _Sweep:
             "foreign_cpu": max(found.foreign_cpu),
             "repeated_blocks": len(found.disturbed_ms),
         }
-        facts_and_values = {name: _six_digits(value) for name, value in (facts | values).items()}
         blocks = {
             "block_ms": [_short(block) for block in found.blocks_ms],
             "disturbed_ms": [_short(block) for block in found.disturbed_ms],
         }
-        return self.row(column, shape, found.status, found.note, **facts_and_values, **blocks)
+        return self.row(column, shape, found.status, found.note, **facts, **values, **blocks)
 
 
 @cache
@@ -413,17 +438,18 @@ class _Progress:
         self.began = time.monotonic()
         self.handle = None
         self.ratio = ""
+        self.used_again = 0  # rows taken from earlier runs
 
     def elapsed(self) -> float:
         return time.monotonic() - self.began
 
     def start(self, number: int, expected_s: float) -> None:
-        self.number, self.ends = number, self.elapsed() + expected_s
+        self.number, self.ends, self.ratio = number, self.elapsed() + expected_s, ""
         self.show("starting")
 
     def round(self, timings: dict[str, timing.Timing]) -> None:
         known = [found for name, found in timings.items() if name != REFERENCE and not math.isnan(found.ratio)]
-        if known:
+        if known and REFERENCE in timings:
             self.ratio = f" · {backends.COLUMNS[known[-1].name]} ×{known[-1].ratio:.2f} PyTorch CPU's speed"
         self.show(f"round {len(next(iter(timings.values())).blocks_ms)}")
 
@@ -440,6 +466,8 @@ class _Progress:
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
         days = sorted({row["measured_at"][:10] for row in table if row["status"] in FINISHED})
         when = f" Measured on {' and '.join(days)}, kept in {results.path.name}." if days else ""
+        if self.used_again:
+            when = f" {self.used_again} rows are from an earlier run." + when
         self._write(
             f"{self.network}: {len(self.shapes)} shapes, {len(table)} rows: {said}.{when} {results.trouble}".strip()
         )

@@ -777,3 +777,61 @@ def test_notebook_shows_one_line_that_is_rewritten(monkeypatch, model, make_file
     last = shown.return_value.update.call_args.args[0]
     assert "2 shapes, 4 rows: 4 ok" in last.data
     assert capsys.readouterr().out == ""
+
+
+# ---- points that a review found
+
+
+def test_reference_whose_logits_are_all_zero_does_not_end_the_sweep(monkeypatch, model, make_file, results, timer):
+    replace(monkeypatch, "pytorch_cpu", logits=lambda: np.zeros((1, 10), np.float32))
+    assert statuses(run(model, make_file, results)) == {"onnx_fix": "disagrees", "pytorch_cpu": "ok"}
+    assert {row["column"]: row["max_rel_error"] for row in stored(results)} == {"onnx_fix": None, "pytorch_cpu": 0.0}
+
+
+def test_rows_of_another_number_of_threads_are_measured_again(model, make_file, results, timer):
+    run(model, make_file, results, threads=1)
+    run(model, make_file, results, threads=2)
+    assert len(timer.asked) == 2, "a row of one thread answered for two"
+
+
+def test_rows_without_a_peak_are_measured_again_where_one_is_asked_for(monkeypatch, model, make_file, results, timer):
+    monkeypatch.setattr(memory, "measure_peak", lambda **which: {"base_rss_mib": 50.0, "peak_rss_mib": 80.0})
+    run(model, make_file, results)
+    table = run(model, make_file, results, peaks_of=COLUMNS)
+    assert table["peak_rss_mib"].tolist() == [80.0, 80.0]
+    run(model, make_file, results, peaks_of=COLUMNS)
+    assert len(timer.asked) == 2, "the third run has its peaks already"
+
+
+def test_notes_of_failures_name_no_folder(monkeypatch, tmp_path, model, results, timer):
+    def missing(column, shape):
+        raise FileNotFoundError(f"Load model from {tmp_path / 'far' / 'tiny.onnx'} failed")
+
+    note = notes(run(model, missing, results))["onnx_fix"]
+    assert "tiny.onnx" in note and str(tmp_path) not in note and "/far" not in note, note
+
+
+def test_input_without_the_memory_is_oom(monkeypatch, model, make_file, results, timer):
+    class Full:
+        def standard_normal(self, *size, **options):
+            raise MemoryError("Unable to allocate 96 TiB")
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Full())
+    assert set(statuses(run(model, make_file, results)).values()) == {"oom"}
+
+
+def test_rows_that_could_not_be_written_are_written_with_the_next(monkeypatch, model, make_file, results, timer):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        run(model, make_file, results)
+    assert "No space left" in results.trouble
+    results.path.unlink(missing_ok=True)
+    run(model, make_file, results, shapes=SHAPES[:2])
+    assert results.trouble == "" and len(stored(results)) == 4, "two shapes of two columns"
+
+
+def test_last_line_says_how_many_rows_are_from_earlier(model, make_file, results, timer, capsys):
+    run(model, make_file, results)
+    capsys.readouterr()
+    run(model, make_file, again(results))
+    assert "2 rows are from an earlier run" in capsys.readouterr().out
