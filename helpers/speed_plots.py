@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.ticker import LogFormatter
 
 from helpers.backends import COLUMNS, REFERENCE
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
@@ -91,7 +92,8 @@ def ratios(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str
         )
     ax.axhline(1, color=STYLES[REFERENCE][0], label=f"{COLUMNS[REFERENCE]} = 1")
     ax.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    ax.set(xlabel="height and width (px)", ylabel="times as fast as PyTorch CPU", ylim=(0, None))
+    ax.set(xlabel="height and width (px)", ylabel="times as fast as PyTorch CPU", yscale="log")
+    _plain_numbers(ax.yaxis)
     ax.set_xlim(-0.5, len(sizes) - 0.5)
     ax.legend(fontsize="small")
     return ax
@@ -179,4 +181,6 @@ def _line(ax: Axes, column: str, x: Sequence, rows: pd.DataFrame, middle: str, *
 
 
 def _plain_numbers(axis: Axis) -> None:
+    """Write 0.1, 20 and 300 on a logarithmic axis, and label the small ticks where it has no two powers of ten."""
     axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))
