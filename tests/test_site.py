@@ -138,6 +138,10 @@ def small_site(tmp_path):
     root = copy_course(tmp_path / "course", notebooks=False)
     small_notebook(root / "notebooks" / "00_counts.ipynb", "import time\nprint('ran at', time.time_ns())")
     small_notebook(root / "notebooks" / "01_second.ipynb", "1 + 1", "print('fine')")
+    index = root / "notebooks" / "index.md"
+    text = index.read_text("utf-8")
+    part_two = text.index("```{toctree}\n:caption: Part II")  # it has no notebooks here, and Sphinx would complain
+    index.write_text(text[:part_two], encoding="utf-8")
     return root
 
 
