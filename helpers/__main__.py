@@ -191,6 +191,35 @@ def store(only: list[str]) -> int:
     return 1 if failed else 0
 
 
+def check_results(paths: list[Path]) -> int:
+    """Check results files, all of ``data/results`` if none is given, and say what is in each; return the exit code."""
+    from helpers import results
+
+    refused = False
+    for path in paths or sorted((settings.DATA / "results").glob("*.jsonl")):
+        try:
+            print(f"{path.name}: {len(results.read(path))} rows, all in order")
+        except (results.ResultsError, OSError) as error:
+            refused = True
+            print(f"REFUSED {error}")
+    return 1 if refused else 0
+
+
+def publish_as(choice: argparse.Namespace) -> int:
+    """Make decks, handouts or the PDF, and say where they are; return the exit code."""
+    from helpers import course, publish
+
+    if choice.command == "pdf":
+        made = [publish.pdf(choice.out)]
+    elif choice.command == "slides":
+        made = [publish.slides(path, WORK / "slides") for path in course.choose(choice.only)]
+    else:
+        made = [publish.handout(path, settings.ROOT / "handout") for path in course.choose(choice.only)]
+    for path in made:
+        print(path.resolve().as_uri() if choice.command == "slides" else path)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description="Run and render the course.")
@@ -201,14 +230,22 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--out", type=Path, default=SITE, help="folder for the site")
     two = commands.add_parser("store", help="for authors: run notebooks in place and keep their outputs")
     two.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these")
+    three = commands.add_parser("check", help="check results files before you share them")
+    three.add_argument("files", nargs="*", type=Path, help="results files (default: all in data/results/)")
+    four = commands.add_parser("slides", help="make offline decks in _build/slides/")
+    five = commands.add_parser("handout", help="copy the notebooks without solutions to handout/")
+    for command in (four, five):
+        command.add_argument("only", nargs="*", metavar="NN", help="just these; all if none is named")
+    six = commands.add_parser("pdf", help="print the whole course, with its stored outputs, as one PDF")
+    six.add_argument("--out", type=Path, default=WORK / "course.pdf", help="the file (default: _build/course.pdf)")
     choice = parser.parse_args(arguments)
     try:
         settings.check()
-        return (
-            build(choice.effort or settings.effort(), choice.only, choice.out)
-            if choice.command == "build"
-            else store(choice.only)
-        )
+        if choice.command == "build":
+            return build(choice.effort or settings.effort(), choice.only, choice.out)
+        if choice.command == "store":
+            return store(choice.only)
+        return check_results(choice.files) if choice.command == "check" else publish_as(choice)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,9 @@ from nbclient.exceptions import DeadKernelError
 
 from helpers import machine, settings
 
+TEACHING = settings.NOTEBOOKS / "teaching.md"
 README_TABLE = re.compile(r"(<!-- notebooks: .*?-->\n).*?(<!-- end of notebooks -->)", re.DOTALL)
+GOALS_LIST = re.compile(r"(<!-- goals: .*?-->\n).*?(<!-- end of goals -->)", re.DOTALL)
 GENERATED = re.compile(r"\n*<!-- generated -->.*\Z", re.DOTALL)
 
 
@@ -53,6 +55,12 @@ def question(path: Path) -> str:
     """Return the question that a notebook opens with: the first line set in bold."""
     lines = read(path).cells[0].source.splitlines()
     return next(line.strip("* ") for line in lines if line.startswith("**"))
+
+
+def goals(path: Path) -> list[str]:
+    """Return what a reader can do after a notebook: the first list of its first cell, without the dashes."""
+    found = re.search(r"(?m)^After this notebook you can\n\n((?:- .*\n?(?:  .*\n)*)+)", read(path).cells[0].source)
+    return [" ".join(item.split()) for item in re.split(r"(?m)^- ", found[1]) if item.strip()]
 
 
 def _code(book: nbformat.NotebookNode) -> list[str]:
@@ -184,12 +192,13 @@ def refresh_generated() -> list[str]:
         if nbformat.writes(book) != before:
             write(path, book)
             changed.append(path.name)
-    readme = settings.ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = README_TABLE.sub(lambda found: found[1] + readme_table() + found[2], text)
-    if new != text:
-        readme.write_text(new, encoding="utf-8", newline="\n")
-        changed.append(readme.name)
+    pages = ((settings.ROOT / "README.md", README_TABLE, readme_table()), (TEACHING, GOALS_LIST, goals_list()))
+    for page, marks, part in pages:
+        text = page.read_text(encoding="utf-8")
+        new = marks.sub(lambda found, part=part: found[1] + part + found[2], text)
+        if new != text:
+            page.write_text(new, encoding="utf-8", newline="\n")
+            changed.append(page.name)
     return changed
 
 
@@ -198,3 +207,12 @@ def readme_table() -> str:
     rows = ["| notebook | the question it answers |", "| --- | --- |"]
     rows += [f"| [{title(path)}](notebooks/{path.name}) | {question(path)} |" for path in notebooks()]
     return "\n".join(rows) + "\n"
+
+
+def goals_list() -> str:
+    """Return the teacher's list of what each notebook teaches, in Markdown."""
+    parts = []
+    for path in notebooks():
+        parts += [f"**[{title(path)}]({path.name})**, {minutes(path)}\n"]
+        parts += [*(f"- {goal}" for goal in goals(path)), ""]
+    return "\n" + "\n".join(parts) + "\n"

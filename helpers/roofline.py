@@ -36,20 +36,23 @@ CONVOLUTIONS = (
 PRODUCTS = (512, 1024, 2048)  # square matrices
 
 
-def peaks(*, threads: int, runs: int = 10, precisions: Sequence[str] = PRECISIONS) -> pd.DataFrame:
+def peaks(
+    *, threads: int, runs: int = 10, precisions: Sequence[str] = PRECISIONS, limit: int | None = None
+) -> pd.DataFrame:
     """Time matrix products and convolutions in several libraries: the best is the observed compute peak.
 
     Args:
         threads: for every library the same.
         runs: timed runs of each.
         precisions: of ``PRECISIONS``; those that the processor or a library lacks become rows that say so.
+        limit: how many matrix products and how many convolutions to try, smallest first; all if not given.
     Returns:
         One row a library, operation and precision: library, operation, precision, gflops (1e9 operations a second, a
         multiply-add is two; NaN where it cannot run), note.
     """
     rows = []
     for precision in precisions:
-        for library, operation, flop, make in _kernels(precision, threads):
+        for library, operation, flop, make in _kernels(precision, threads, limit):
             try:
                 run = make()
                 run()
@@ -236,17 +239,19 @@ def plot(
     return ax
 
 
-def _kernels(precision: str, threads: int) -> Iterator[tuple[str, str, float, Callable[[], Callable[[], object]]]]:
+def _kernels(
+    precision: str, threads: int, limit: int | None
+) -> Iterator[tuple[str, str, float, Callable[[], Callable[[], object]]]]:
     """Yield library, operation, its operations, and a function that prepares it and returns what to time."""
     torch.set_num_threads(threads)
-    for n in PRODUCTS:
+    for n in PRODUCTS[:limit]:
         operation, flop = f"{n}³ product", 2.0 * n**3
         if precision == "fp32":
             yield "NumPy", operation, flop, lambda n=n: _numpy_product(n)
         yield "PyTorch", operation, flop, lambda n=n: _torch_product(n, precision)
         if precision != "bf16":
             yield "ONNX Runtime", operation, flop, lambda n=n: _ort_product(n, precision, threads)
-    for batch, inside, outside, kernel, size in CONVOLUTIONS:
+    for batch, inside, outside, kernel, size in CONVOLUTIONS[:limit]:
         operation = f"conv {batch}×{inside}→{outside}, {kernel}×{kernel}, {size}²"
         flop = 2.0 * batch * inside * outside * kernel**2 * size**2
         shape = (batch, inside, outside, kernel, size)

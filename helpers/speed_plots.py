@@ -65,7 +65,7 @@ def times(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str]
     ax.set_xticks(range(len(place)), names, rotation=0 if one_batch else 60)
     ax.set_xlabel("height and width (px)" if one_batch else "batch × height and width (px)")
     ax.set(ylabel="latency (ms)", yscale="log")
-    _plain_numbers(ax.yaxis)
+    plain_numbers(ax.yaxis)
     ax.legend(fontsize="small")
     return ax
 
@@ -93,7 +93,7 @@ def ratios(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str
     ax.axhline(1, color=STYLES[REFERENCE][0], label=f"{COLUMNS[REFERENCE]} = 1")
     ax.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     ax.set(xlabel="height and width (px)", ylabel="times as fast as PyTorch CPU", yscale="log")
-    _plain_numbers(ax.yaxis)
+    plain_numbers(ax.yaxis)
     ax.set_xlim(-0.5, len(sizes) - 0.5)
     ax.legend(fontsize="small")
     return ax
@@ -113,7 +113,7 @@ def against_pixels(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequ
         order = pixels.argsort()
         _line(ax, column, pixels.iloc[order], rows.iloc[order], "p50_ms", "p10_ms", "p90_ms")
     ax.set(xscale="log", yscale="log", xlabel="pixels in the batch", ylabel="latency (ms)")
-    _plain_numbers(ax.yaxis)
+    plain_numbers(ax.yaxis)
     ax.legend(fontsize="small")
     return ax
 
@@ -132,7 +132,7 @@ def peaks(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str]
         order = pixels.argsort()
         _line(ax, column, pixels.iloc[order], rows.iloc[order], "peak_rss_mib")
     ax.set(xscale="log", yscale="log", xlabel="pixels in the batch", ylabel="peak memory (MiB)")
-    _plain_numbers(ax.yaxis)
+    plain_numbers(ax.yaxis)
     if ax.lines:
         ax.legend(fontsize="small")
     return ax
@@ -161,7 +161,7 @@ def beside(table: pd.DataFrame, article: pd.DataFrame, ax: Axes | None = None, *
             ax.plot(x, part["p50_ms"], marker=marker, label=name if batch == 1 else None, **look)
     ax.set_xticks(range(len(place)), [f"{batch}×{size}" for batch, size in place], rotation=60)
     ax.set(xlabel="batch × height and width (px)", ylabel="latency (ms)", yscale="log", title=COLUMNS[column])
-    _plain_numbers(ax.yaxis)
+    plain_numbers(ax.yaxis)
     ax.legend()
     return ax
 
@@ -180,7 +180,7 @@ def _line(ax: Axes, column: str, x: Sequence, rows: pd.DataFrame, middle: str, *
         ax.fill_between(x, rows[spread[0]], rows[spread[1]], color=colour, alpha=0.12, linewidth=0)
 
 
-def _plain_numbers(axis: Axis) -> None:
+def plain_numbers(axis: Axis) -> None:
     """Write 0.1, 20 and 300 on a logarithmic axis, and label the small ticks where it has no two powers of ten."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.6)))

@@ -91,7 +91,7 @@ class Results:
         rows = list(rows)
         self.rows += rows
         self.unwritten += rows
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.unwritten)
+        text = "".join(json.dumps(seal(row), allow_nan=False) + "\n" for row in self.unwritten)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file:
@@ -106,6 +106,12 @@ class Results:
                 f"{len(self.unwritten)} rows could not be written to {self.path} ({error.strerror or error}). They are "
                 "shown below, but will be lost when the kernel ends: free some space or make the folder writable."
             )
+
+
+def seal(row: dict) -> dict:
+    """Return the row with the checksum of its other fields, "sha256", which tells when a shared file was edited."""
+    kept = {name: value for name, value in row.items() if name != "sha256"}
+    return kept | {"sha256": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]}
 
 
 def read_rows(path: str | Path) -> list[dict]:
@@ -201,7 +207,7 @@ def run(
 
 def to_table(rows: Iterable[dict]) -> pd.DataFrame:
     """Return rows as a DataFrame: numbers as columns, the fingerprint left out, ``block_ms`` as lists."""
-    table = pd.DataFrame([{k: v for k, v in row.items() if k not in ("fingerprint", "key")} for row in rows])
+    table = pd.DataFrame([{k: v for k, v in row.items() if k not in ("fingerprint", "key", "sha256")} for row in rows])
     for name in NUMBERS:
         table[name] = pd.to_numeric(table[name]) if name in table else math.nan
     return table

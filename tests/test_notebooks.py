@@ -159,6 +159,54 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(number, tmp_path, monkey
         assert "absent: InvalidCxxCompiler" in text and "absent: this processor has no bf16 instructions" in text
 
 
+NO_ENGINES = """
+find_spec = importlib.util.find_spec
+hidden = ("openvino", "cv2", "ncnn", "pnnx", "skl2onnx", "keras")
+importlib.util.find_spec = lambda name, *more: None if name in hidden else find_spec(name, *more)
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden())
+browser.missing_runtime = lambda: f"not installed: {browser.INSTALL}"
+paddle_export.NAME = "no_such_file.onnx"
+"""
+
+
+def test_engines_that_are_not_installed_are_rows_that_say_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    book = course.read(course.choose(["11"])[0])
+    first = next(at for at, cell in enumerate(book.cells) if cell.cell_type == "code")
+    book.cells.insert(first + 1, nbformat.v4.new_code_cell(NO_ENGINES))
+    course.write(tmp_path / "11_poor.ipynb", book)
+    ran = course.run(tmp_path / "11_poor.ipynb", folder=settings.ROOT)
+    text = str(ran)
+    packages = ("openvino", "opencv-python-headless", "ncnn pnnx", "skl2onnx", "keras")
+    for command in (*(f"python -m pip install {package}" for package in packages), "npm install --prefix"):
+        assert f"not installed: {command}" in text, f"no row says: {command}"
+    assert "python -m helpers.paddle_export" in text
+    assert complaints(ran) == []
+
+
+def errors_promised(book):
+    """Return what 13's first table promises: the message by the section's name."""
+    table = next(cell.source for cell in book.cells if "| the message says |" in cell.source)
+    return {name: words for words, name in re.findall(r"^\| `(.+?)` \| \[([\w-]+)\]", table, re.MULTILINE)}
+
+
+def test_the_error_lab_shows_the_errors_that_its_table_promises():
+    book = course.read(course.choose(["13"])[0])
+    promised, code = errors_promised(book), "\n".join(cell.source for cell in code_cells(book))
+    asserted = dict(re.findall(r'expect\(\s*"([\w-]+)", [\w.]+, "(.+?)"\s*\)', code))
+    assert len(promised) >= 14
+    assert {name: asserted.get(name) for name in promised} == promised, "the table and the lab differ"
+    headings = {cell.source.splitlines()[i][4:] for cell in book.cells if cell.cell_type == "markdown"
+                for i, line in enumerate(cell.source.splitlines()) if line.startswith("### ")}  # fmt: skip
+    linked = {name for cell in book.cells for name in re.findall(r"\]\(#([\w-]+)\)", cell.source)}
+    assert linked == headings, "a link without a section, or a section without a link"
+
+
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
 def test_runs_alone_at_quick_effort_from_the_root(path, monkeypatch):
     # From notebooks/ they run in test_site.py, through the build command.

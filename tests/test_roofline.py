@@ -95,7 +95,7 @@ def test_every_kernel_computes_what_it_says(monkeypatch):
     monkeypatch.setattr(roofline, "PRODUCTS", (16,))
     monkeypatch.setattr(roofline, "CONVOLUTIONS", ((1, 8, 8, 3, 8),))
     for precision in roofline.PRECISIONS:
-        for library, operation, flop, make in roofline._kernels(precision, 1):
+        for library, operation, flop, make in roofline._kernels(precision, 1, None):
             if precision == "bf16" and not roofline.has_bf16():
                 continue
             try:

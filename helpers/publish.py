@@ -1,0 +1,224 @@
+"""The same notebooks in other clothes: a slide deck, a handout without solutions, one book as PDF.
+
+Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it. All work without a network.
+"""
+
+import copy
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+from nbconvert import SlidesExporter
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from helpers import browser, course, settings
+
+LONGEST_LEAD = 45  # words of prose above a slide's code; the rest becomes the presenter's notes
+NOT_SHOWN = {"solution", "check", "exercise", "hide-cell"}
+FRAME = (1280, 720)  # a slide's width and height, in CSS pixels
+
+# nbconvert's own deck takes require.js, jQuery and MathJax from the network; this one needs reveal.js only.
+DECK = """
+{%- extends 'index.html.j2' -%}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_css %}<link rel="stylesheet" href="slides.css">{% endblock %}
+{% block footer_js %}
+<script src="reveal/dist/reveal.js"></script>
+<script src="reveal/plugin/notes/notes.js"></script>
+<script src="slides.js"></script>
+{% endblock footer_js %}
+"""
+
+
+def slides(path: Path, out: Path) -> Path:
+    """Make a deck of a notebook with its stored outputs; it opens from disk, without a network.
+
+    A section becomes a column of slides: its heading, then one slide for each cell's code and one for its picture or
+    table. The prose before a cell is its lead if short, and stands in the presenter's notes (key S).
+
+    Args:
+        path: the notebook.
+        out: the folder that gets the deck, and the files that decks share.
+    Returns:
+        The deck, an .html file.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    package = find_spec("sphinx_revealjs")  # brings reveal.js; its Sphinx extension is not used
+    reveal = Path(package.origin).parent / "_static" / "revealjs"
+    for part in ("dist", "plugin/notes"):
+        shutil.copytree(reveal / part, out / "reveal" / part, dirs_exist_ok=True)
+    for name in ("slides.css", "slides.js"):
+        shutil.copyfile(settings.NOTEBOOKS / "_static" / name, out / name)
+    exporter = SlidesExporter(raw_template=DECK, embed_images=True)
+    exporter.reveal_theme = "white"  # its font lies beside it; the default theme fetches one
+    exporter.reveal_url_prefix = "reveal"
+    exporter.reveal_width, exporter.reveal_height = map(str, FRAME)
+    resources = {"metadata": {"path": str(path.parent), "name": course.title(path)}}
+    html, _ = exporter.from_notebook_node(_deck(course.read(path)), resources=resources)
+    deck = out / f"{path.stem}.html"
+    deck.write_text(html, encoding="utf-8")
+    return deck
+
+
+def handout(path: Path, out: Path) -> Path:
+    """Copy a notebook without its solutions: places to fill in, and the cells that check an answer.
+
+    Args:
+        path: the notebook.
+        out: a folder directly under the course's root, from where the cells find ``helpers``.
+    Returns:
+        The handout, an .ipynb file.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=_scripts)
+    book = course.read(path)
+    book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", ())]
+    book.metadata.pop("course", None)  # the stored run's hash is that of the whole notebook
+    course.write(out / path.name, book)
+    return out / path.name
+
+
+def pdf(out: Path) -> Path:
+    """Print the whole course, with its stored outputs, as one PDF: contents, notebooks, solutions.
+
+    Args:
+        out: the .pdf file to write.
+    Raises:
+        BrowserError: if there is no Chromium to print with.
+        RuntimeError: if Sphinx complains; the message holds its words.
+    """
+    if lack := browser.missing_browser():
+        raise browser.BrowserError(f"The PDF is printed by a browser: {lack}")
+    from playwright.sync_api import sync_playwright
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        page = _single_page(Path(folder))
+        with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+            tab = chromium.new_page()
+            tab.goto(page.as_uri())
+            tab.evaluate((settings.NOTEBOOKS / "_static" / "print.js").read_text(encoding="utf-8"))
+            tab.pdf(
+                path=out,
+                format="A4",
+                print_background=True,
+                outline=True,
+                tagged=True,
+                display_header_footer=True,
+                header_template="<span></span>",
+                footer_template='<p class="pageNumber" style="font-size: 8px; width: 100%; text-align: center"></p>',
+                margin={"top": "16mm", "bottom": "16mm", "left": "15mm", "right": "15mm"},
+            )
+    return out
+
+
+def _scripts(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if name.endswith(".py") or name == "__pycache__"}
+
+
+def _single_page(folder: Path) -> Path:
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    warnings = io.StringIO()
+    with patch_docutils(settings.NOTEBOOKS), docutils_namespace(), redirect_stderr(warnings):
+        app = Sphinx(
+            srcdir=settings.NOTEBOOKS,
+            confdir=settings.NOTEBOOKS,
+            outdir=folder / "html",
+            doctreedir=folder / "doctrees",
+            buildername="singlehtml",
+            confoverrides={
+                "html_theme": "basic",
+                "html_theme_options": {},
+                "html_css_files": ["course.css", "print.css"],
+            },
+            status=None,
+            warning=warnings,
+            freshenv=True,
+        )
+        app.build()
+    if complaints := warnings.getvalue().strip():
+        raise RuntimeError(f"Sphinx complains: {complaints}")
+    return folder / "html" / "index.html"
+
+
+def _deck(book: NotebookNode) -> NotebookNode:
+    """Return the notebook's cells as slides."""
+    deck = new_notebook(metadata=book.metadata)
+    for number, cell in enumerate(book.cells):
+        if NOT_SHOWN & set(cell.metadata.get("tags", ())):
+            continue
+        if cell.cell_type == "markdown":
+            deck.cells += _prose(cell.source, first=number == 0)
+        elif cell.cell_type == "code" and number > 2:  # the imports and the settings are for the notebook
+            under_a_lead = deck.cells and deck.cells[-1].cell_type == "markdown"
+            deck.cells += _code(cell, "-" if under_a_lead else "subslide")
+    return deck
+
+
+def _prose(source: str, *, first: bool) -> Iterator[NotebookNode]:
+    """Make slides of a text: one a heading; what comes after a heading is lead, list or notes."""
+    source = course.GENERATED.sub("", source)
+    if source.startswith("**Next:**"):
+        yield _cell(new_markdown_cell(source), "slide")
+        return
+    if first:  # the title and the question; what one will be able to do
+        opening, _, rest = source.partition("\n\nAfter this notebook")
+        yield _cell(new_markdown_cell(opening), "slide")
+        yield _cell(new_markdown_cell(f"After this notebook{rest}"), "subslide")
+        return
+    for part in re.split(r"(?m)^(?=#{1,3} )", source):
+        heading, _, text = part.partition("\n") if part.startswith("#") else ("", "", part)
+        if heading == "## Exercises":  # on paper and screen, not on the wall
+            yield _cell(
+                new_markdown_cell(f"{heading}\n\nIn the notebook: each has a cell that checks your answer."), "slide"
+            )
+            return
+        text = text.strip()
+        if heading:
+            shown = text if len(text.split()) <= 2 * LONGEST_LEAD else _first_sentence(text)
+            yield _cell(new_markdown_cell(f"{heading}\n\n{shown}"), "slide" if heading.count("#") < 3 else "subslide")
+        elif text and (_is_drawn(text) or len(text.split()) <= LONGEST_LEAD):
+            yield _cell(new_markdown_cell(text), "subslide")
+        elif text:
+            yield _cell(new_markdown_cell(_first_sentence(text)), "subslide")
+        if text:
+            yield _cell(new_markdown_cell(text), "notes")
+
+
+def _code(cell: NotebookNode, kind: str) -> Iterator[NotebookNode]:
+    """Make a slide of the code, below its lead if there is one, and a slide of each picture or table."""
+    code = copy.deepcopy(cell)
+    code.outputs = [output for output in cell.outputs if output.output_type == "stream"]
+    if "Markdown(" not in cell.source:  # code that only words a conclusion: the conclusion is enough
+        yield _cell(code, kind)
+    rest = [output for output in cell.outputs if output.output_type != "stream"]
+    for output in rest:
+        shown = copy.deepcopy(cell)
+        shown.outputs = [output]
+        yield _cell(shown, "subslide", transient={"remove_source": True})
+
+
+def _cell(cell: NotebookNode, kind: str, **metadata: object) -> NotebookNode:
+    cell = copy.deepcopy(cell)
+    cell.metadata = nbformat.from_dict({"slideshow": {"slide_type": kind}, **metadata})
+    cell["id"] = new_markdown_cell().id  # several slides come from one cell
+    return cell
+
+
+def _is_drawn(text: str) -> bool:
+    """Whether a text is mostly a picture, a list or a table."""
+    return text.startswith(("![", "- ", "|", "1. ", "```"))
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.?!:])\s+(?=[A-Z*`])", text, maxsplit=1)[0]
