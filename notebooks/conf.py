@@ -31,3 +31,20 @@ nb_execution_raise_on_error = False  # the other notebooks still run; the build 
 nb_merge_streams = True
 nb_output_stderr = "warn"  # a cell that writes on stderr is a defect
 myst_heading_anchors = 3
+
+
+def _name_pictures(app, doctree):
+    """Give the pictures that cells draw an alternative text: the section that explains them."""
+    from docutils import nodes
+
+    for image in doctree.findall(nodes.image):
+        parent = image.parent
+        while parent is not None and not isinstance(parent, nodes.section):
+            parent = parent.parent
+        if not image.get("alt") and parent is not None:
+            image["alt"] = f"Picture drawn by the cell above, in section “{parent.next_node(nodes.title).astext()}”"
+
+
+def setup(app):
+    """Let Sphinx call what is defined here."""
+    app.connect("doctree-read", _name_pictures)

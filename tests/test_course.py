@@ -7,7 +7,20 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from helpers import course, settings
 
 
-def make(path, *code, title="# 00 · A title\n\n**A question?**"):
+OPENING = """# 00 · A title
+
+**A question?**
+
+After this notebook you can
+
+- do this;
+- and
+  that.
+
+**Needs:** nothing."""
+
+
+def make(path, *code, title=OPENING):
     cells = [nbformat.v4.new_markdown_cell(title), *map(nbformat.v4.new_code_cell, code)]
     book = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("The end.")])
     course.write(path, book)
@@ -28,6 +41,8 @@ def small_course(tmp_path, monkeypatch):
     (tmp_path / "helpers" / "other.py").write_text("y = 1\n")
     (tmp_path / "data" / "table.csv").write_text("a\n1\n")
     (tmp_path / "README.md").write_text("# R\n\n<!-- notebooks: table -->\n<!-- end of notebooks -->\n")
+    monkeypatch.setattr(course, "TEACHING", tmp_path / "notebooks" / "teaching.md")
+    course.TEACHING.write_text("# T\n\n<!-- goals: list -->\n<!-- end of goals -->\n")
     for number in range(3):
         make(tmp_path / "notebooks" / f"0{number}_book.ipynb", "from helpers import outer, elsewhere\nprint(1)")
     return tmp_path
@@ -71,12 +86,20 @@ def test_source_hash_looks_at_code_not_at_prose(small_course):
 
 
 def test_generated_lines_link_forward_and_back_and_are_stable(small_course):
-    assert course.refresh_generated() == ["00_book.ipynb", "01_book.ipynb", "02_book.ipynb", "README.md"]
+    assert course.refresh_generated() == [
+        "00_book.ipynb",
+        "01_book.ipynb",
+        "02_book.ipynb",
+        "README.md",
+        "teaching.md",
+    ]
     first, middle, last = (course.read(path).cells[-1].source for path in course.notebooks())
     assert "00 →" not in first and "[01 →](01_book.ipynb)" in first
     assert "[← 00](00_book.ipynb)" in middle and "[02 →](02_book.ipynb)" in middle and "(index.md)" in middle
     assert "→" not in last.split("contents")[1]
     assert "[00 · A title](notebooks/00_book.ipynb) | A question?" in (small_course / "README.md").read_text("utf-8")
+    teaching = course.TEACHING.read_text("utf-8")
+    assert "**[00 · A title](00_book.ipynb)**, not measured yet\n\n- do this;\n- and that.\n" in teaching
     assert course.refresh_generated() == [], "a second refresh changed something"
 
 

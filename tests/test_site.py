@@ -11,7 +11,9 @@ from urllib.parse import unquote, urldefrag
 import nbformat
 import pytest
 
-from helpers import course, settings
+from helpers import browser, course, settings
+
+LOCAL = ("file:", "data:", "blob:")
 
 
 def build(root, *options, **environment):
@@ -108,6 +110,27 @@ def test_pages_load_nothing_from_elsewhere(pages):
         assert outside == [], f"{name} would ask the network for {outside}"
 
 
+@pytest.mark.skipif(bool(browser.missing_browser()), reason=browser.missing_browser())
+def test_pages_open_in_a_browser_without_network_error_or_missing_picture(site):
+    from playwright.sync_api import sync_playwright
+
+    folder, trouble = site[1], []
+    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+        tab = chromium.new_page(viewport={"width": 390, "height": 844})  # a phone: nothing may stick out
+        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: trouble.append(str(error)))
+        tab.on("request", lambda asked: trouble.append(asked.url) if not asked.url.startswith(LOCAL) else None)
+        for page in sorted(folder.glob("*.html")):
+            tab.goto(page.as_uri())
+            broken = tab.evaluate(
+                "Array.from(document.images).filter((one) => !one.naturalWidth).map((one) => one.src)"
+            )
+            nameless = tab.evaluate("Array.from(document.images).filter((one) => !one.alt).map((one) => one.src)")
+            wide = tab.evaluate("document.scrollingElement.scrollWidth - innerWidth")
+            assert (broken, nameless, trouble) == ([], [], []), page.name
+            assert wide <= 1, f"{page.name} is {wide} px wider than a phone"
+
+
 def test_notebooks_can_be_downloaded_and_searched(site, pages):
     folder = site[1]
     index = (folder / "searchindex.js").read_text("utf-8")
@@ -138,10 +161,8 @@ def small_site(tmp_path):
     root = copy_course(tmp_path / "course", notebooks=False)
     small_notebook(root / "notebooks" / "00_counts.ipynb", "import time\nprint('ran at', time.time_ns())")
     small_notebook(root / "notebooks" / "01_second.ipynb", "1 + 1", "print('fine')")
-    index = root / "notebooks" / "index.md"
-    text = index.read_text("utf-8")
-    part_two = text.index("```{toctree}\n:caption: Part II")  # it has no notebooks here, and Sphinx would complain
-    index.write_text(text[:part_two], encoding="utf-8")
+    (root / "notebooks" / "teaching.md").unlink()
+    (root / "notebooks" / "index.md").write_text("# Small\n\n```{toctree}\n:glob:\n\n0*\n```\n", encoding="utf-8")
     return root
 
 

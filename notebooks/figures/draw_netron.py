@@ -10,7 +10,6 @@ from the course's root, again whenever the exporter or Netron changes what it dr
 
 import logging
 import re
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +22,7 @@ from playwright.sync_api import Browser, Page, Route, TimeoutError, sync_playwri
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from helpers import browser
 from helpers.models import load_model
 
 FIGURES = Path(__file__).resolve().parent
@@ -37,17 +37,6 @@ GRAPHS = {
 TOP_NODES = 8  # Conv, Relu, MaxPool; Conv, Relu, Conv, Add, Relu: the stem and the first residual block
 SCALE = 1.4  # Netron writes shapes at 10 px, which is small on a page
 TIMEOUT_MS = 30_000
-
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 # Netron's files, changed on their way to the browser: file -> (pattern, replacement).
 CHANGES = {
@@ -64,14 +53,13 @@ ElementTree.register_namespace("", SVG.strip("{}"))
 
 def main() -> None:
     """Write all pictures."""
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if chromium is None:
-        sys.exit(f"Netron draws in a browser, and none of {', '.join(CHROMIUM)} is on the PATH: install Chromium.")
+    if lack := browser.missing_browser():
+        sys.exit(f"Netron draws in a browser: {lack}")
     logging.basicConfig(level=logging.WARNING)  # else Netron sets it to INFO, for everything
     model, _ = load_model("resnet18", weights="stand-in")
     example = (torch.zeros(1, 3, 256, 256),)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        chromium = browser.launch(playwright)
         for name, (dynamic_shapes, how) in GRAPHS.items():
             path = Path(folder) / f"{name}.onnx"
             torch.onnx.export(
@@ -84,10 +72,10 @@ def main() -> None:
                 external_data=False,
                 verbose=False,
             )
-            svg = drawn_by_netron(path, browser)
+            svg = drawn_by_netron(path, chromium)
             write(FIGURES / f"{name}.svg", whole(svg, f"ResNet-18 in Netron, {how}"))
             write(FIGURES / f"{name}_top.svg", top(svg, f"The top of ResNet-18 in Netron, {how}"))
-        browser.close()
+        chromium.close()
 
 
 def drawn_by_netron(path: Path, browser: Browser) -> str:

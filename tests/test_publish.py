@@ -1,0 +1,153 @@
+"""helpers/publish.py: decks, handouts and the book hold the course, fit their frame and need no network."""
+
+import re
+
+import nbformat
+import pytest
+
+from helpers import __main__ as command
+from helpers import browser, course, publish, settings
+
+NUMBERS = ["03", "12"]  # decks that are opened: one with photos and Chinese, one with wide plots and tables
+needs_browser = pytest.mark.skipif(bool(browser.missing_browser()), reason=browser.missing_browser())
+BOOKS = course.notebooks()
+
+
+def tags(cell):
+    return set(cell.metadata.get("tags", ()))
+
+
+@pytest.fixture(scope="module")
+def decks(tmp_path_factory):
+    """Return the decks of a few notebooks."""
+    out = tmp_path_factory.mktemp("slides")
+    return [publish.slides(path, out) for path in course.choose(NUMBERS)]
+
+
+def test_deck_holds_the_course_and_not_the_solutions(decks):
+    for deck, path in zip(decks, course.choose(NUMBERS), strict=True):
+        html, book = deck.read_text("utf-8"), course.read(path)
+        assert course.question(path).split(",")[0] in html
+        pictures = sum(
+            "image/png" in str(o) or "image/jpeg" in str(o) for c in book.cells for o in c.get("outputs", ())
+        )
+        assert html.count("<img") >= pictures > 0
+        assert '<aside class="notes">' in html, "no notes for the presenter"
+        solution = next(cell for cell in book.cells if "solution" in tags(cell))
+        assert solution.source.splitlines()[0] not in html
+
+
+def test_deck_asks_no_network(decks):
+    for deck in decks:
+        loaded = re.findall(r'<(?:script|link|img)[^>]+?(?:src|href)="([^"]+)"', deck.read_text("utf-8"))
+        assert loaded
+        for link in loaded:
+            assert link.startswith("data:") or (deck.parent / link).exists(), f"{deck.name} loads {link}"
+    styles = (decks[0].parent / "reveal" / "dist" / "theme" / "white.css").read_text("utf-8")
+    assert not re.search(r"url\(['\"]?https?:", styles)
+
+
+@needs_browser
+def test_every_slide_is_in_its_frame_and_not_blank(decks):
+    from playwright.sync_api import sync_playwright
+
+    width, height = publish.FRAME
+    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+        tab = chromium.new_page(viewport={"width": width, "height": height})
+        trouble = []
+        tab.on("console", lambda message: trouble.append(message.text))
+        tab.on("pageerror", lambda error: trouble.append(str(error)))
+        for deck in decks:
+            tab.goto(deck.as_uri())
+            tab.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+            count = tab.evaluate("Reveal.getTotalSlides()")
+            assert count > 20
+            for number in range(count):
+                right, bottom, text, pictures = tab.evaluate(
+                    """(() => {
+                        const slide = Reveal.getCurrentSlide();
+                        const boxes = Array.from(slide.querySelectorAll("*"), (one) => one.getBoundingClientRect());
+                        return [Math.max(...boxes.map((box) => box.right)), Math.max(...boxes.map((box) => box.bottom)),
+                                slide.innerText.trim().length, slide.querySelectorAll("img, svg").length];
+                    })()"""
+                )
+                where = f"{deck.name}, slide {number + 1}"
+                assert text or pictures, f"{where} is blank"
+                assert right <= width + 1 and bottom <= height + 1, f"{where} runs off: {right:.0f} × {bottom:.0f}"
+                tab.evaluate("Reveal.next()")
+        assert trouble == []
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_every_exercise_is_solved_by_its_solution_and_by_nothing_else(path):
+    """The stored run says so: the check before an answer, and the solution that calls it."""
+    cells = [cell for cell in course.read(path).cells if cell.cell_type == "code"]
+    kinds = {kind: [cell for cell in cells if kind in tags(cell)] for kind in ("exercise", "check", "solution")}
+    assert len(kinds["exercise"]) == len(kinds["check"]) == len(kinds["solution"]) >= 2
+    for number, (check, solution) in enumerate(zip(kinds["check"], kinds["solution"], strict=True), start=1):
+        assert "No answer yet." in str(check.outputs) and "is right" not in str(check.outputs)
+        assert f"Exercise {number} is right." in str(solution.outputs)
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_handout_has_the_questions_and_no_solution(path, tmp_path):
+    made = publish.handout(path, tmp_path / "handout")
+    book, whole = nbformat.read(made, as_version=4), course.read(path)
+    nbformat.validate(book)
+    left_out = [cell for cell in whole.cells if "solution" in tags(cell)]
+    assert len(book.cells) == len(whole.cells) - len(left_out)
+    for cell in left_out:
+        assert cell.source not in str(book)
+    for picture in re.findall(r"\]\((figures/[^)]+)\)", str(book)):
+        assert (made.parent / picture).exists()
+
+
+def test_handout_runs_and_its_checks_wait_for_an_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    (path,) = course.choose(["12"])
+    made = publish.handout(path, tmp_path / "handout")
+    ran = course.run(made, folder=settings.ROOT)
+    checks = [cell for cell in ran.cells if "check" in tags(cell)]
+    assert checks and all("No answer yet." in str(cell.outputs) for cell in checks)
+
+
+@needs_browser
+def test_the_book_holds_every_notebook(tmp_path, monkeypatch):
+    from playwright.sync_api import sync_playwright
+
+    page = publish._single_page(tmp_path)
+    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+        tab = chromium.new_page(viewport={"width": 700, "height": 1000})  # as wide as the paper between its margins
+        tab.emulate_media(media="print")
+        tab.goto(page.as_uri())
+        tab.evaluate((settings.NOTEBOOKS / "_static" / "print.js").read_text("utf-8"))
+        contents = tab.inner_text("nav.book-contents")
+        for path in BOOKS:
+            assert course.title(path).replace("`", "") in contents
+        assert tab.evaluate("Array.from(document.images).every((one) => one.complete && one.naturalWidth > 0)")
+        assert tab.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+        wide = tab.evaluate(
+            "Array.from(document.querySelectorAll('pre')).filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+        )
+        assert wide == 0, "code runs off the page"
+    assert "虎斑猫" in page.read_text("utf-8")
+
+
+def test_the_book_needs_a_browser_and_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(browser, "missing_browser", lambda: "no browser: none of chromium is on the PATH")
+    assert command.main(["pdf", "--out", str(tmp_path / "book.pdf")]) == 2
+    assert "printed by a browser: no browser" in capsys.readouterr().err
+
+
+@needs_browser
+def test_the_pdf_command_prints_one(tmp_path, capsys):
+    assert command.main(["pdf", "--out", str(tmp_path / "book.pdf")]) == 0
+    assert (tmp_path / "book.pdf").read_bytes().startswith(b"%PDF")
+    assert "book.pdf" in capsys.readouterr().out
+
+
+def test_the_teachers_page_lists_what_the_notebooks_promise():
+    assert course.goals_list() in course.TEACHING.read_text("utf-8"), "run python -m helpers store"
+    for path in BOOKS:
+        assert len(course.goals(path)) >= 3
