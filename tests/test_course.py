@@ -6,7 +6,6 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers import course, settings
 
-
 OPENING = """# 00 · A title
 
 **A question?**
