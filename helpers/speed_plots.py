@@ -107,14 +107,8 @@ def against_pixels(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequ
         ax: where to draw.
         columns: to draw; all that were measured, if not given.
     """
-    ax = plt.gca() if ax is None else ax
-    for column, rows in _measured(table, columns):
-        pixels = rows["batch"] * rows["size"] ** 2
-        order = pixels.argsort()
-        _line(ax, column, pixels.iloc[order], rows.iloc[order], "p50_ms", "p10_ms", "p90_ms")
-    ax.set(xscale="log", yscale="log", xlabel="pixels in the batch", ylabel="latency (ms)")
-    plain_numbers(ax.yaxis)
-    ax.legend(fontsize="small")
+    ax = _over_pixels(table, ax, columns, "p50_ms", "p10_ms", "p90_ms")
+    ax.set_ylabel("latency (ms)")
     return ax
 
 
@@ -126,15 +120,8 @@ def peaks(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str]
         ax: where to draw.
         columns: to draw; all whose peak was measured, if not given.
     """
-    ax = plt.gca() if ax is None else ax
-    for column, rows in _measured(table, columns, value="peak_rss_mib"):
-        pixels = rows["batch"] * rows["size"] ** 2
-        order = pixels.argsort()
-        _line(ax, column, pixels.iloc[order], rows.iloc[order], "peak_rss_mib")
-    ax.set(xscale="log", yscale="log", xlabel="pixels in the batch", ylabel="peak memory (MiB)")
-    plain_numbers(ax.yaxis)
-    if ax.lines:
-        ax.legend(fontsize="small")
+    ax = _over_pixels(table, ax, columns, "peak_rss_mib")
+    ax.set_ylabel("peak memory (MiB)")
     return ax
 
 
@@ -163,6 +150,21 @@ def beside(table: pd.DataFrame, article: pd.DataFrame, ax: Axes | None = None, *
     ax.set(xlabel="batch × height and width (px)", ylabel="latency (ms)", yscale="log", title=COLUMNS[column])
     plain_numbers(ax.yaxis)
     ax.legend()
+    return ax
+
+
+def _over_pixels(
+    table: pd.DataFrame, ax: Axes | None, columns: Sequence[str] | None, middle: str, *spread: str
+) -> Axes:
+    ax = plt.gca() if ax is None else ax
+    for column, rows in _measured(table, columns, value=middle):
+        pixels = rows["batch"] * rows["size"] ** 2
+        order = pixels.argsort()
+        _line(ax, column, pixels.iloc[order], rows.iloc[order], middle, *spread)
+    ax.set(xscale="log", yscale="log", xlabel="pixels in the batch")
+    plain_numbers(ax.yaxis)
+    if ax.lines:
+        ax.legend(fontsize="small")
     return ax
 
 
