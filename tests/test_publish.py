@@ -86,7 +86,7 @@ def test_every_exercise_is_solved_by_its_solution_and_by_nothing_else(path):
     assert len(kinds["exercise"]) == len(kinds["check"]) == len(kinds["solution"]) >= 2
     for number, (check, solution) in enumerate(zip(kinds["check"], kinds["solution"], strict=True), start=1):
         assert "No answer yet." in str(check.outputs) and "is right" not in str(check.outputs)
-        assert f"Exercise {number} is right." in str(solution.outputs)
+        assert f"Exercise {number} is right" in str(solution.outputs)
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)

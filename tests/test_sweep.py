@@ -370,7 +370,7 @@ def test_kill_in_mid_sweep_loses_no_row_and_measures_none_twice(
     assert len(counts) == 8 and set(counts.values()) == {1}, f"rows were measured twice: {counts}"
 
 
-ROWS = [{"key": "a", "status": "ok", "rounds": 2}, {"key": "b", "status": "ok", "rounds": 2}]
+ROWS = [sweep.seal({"key": key, "status": "ok", "rounds": 2}) for key in "ab"]
 
 
 def test_torn_last_line_is_passed_over_and_left_alone(results):
@@ -383,7 +383,7 @@ def test_torn_last_line_is_passed_over_and_left_alone(results):
         later = again(results)
         later.add([{"key": "c"}])
         assert later.trouble == ""
-        assert sweep.read_rows(results.path) == [*left, {"key": "c"}], f"{cut} bytes cut off: glued to the torn line"
+        assert sweep.read_rows(results.path) == [*left, sweep.seal({"key": "c"})], f"{cut} bytes cut off: glued to the torn line"
 
 
 @pytest.mark.parametrize(
