@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import course, settings
+from helpers import browser, course, settings
 
 ROOT = settings.ROOT
 
@@ -88,6 +88,12 @@ def test_links_in_markdown_files_resolve():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
             if not target.startswith("https://"):
                 assert (ROOT / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+def test_the_command_for_the_web_runtime_is_one_everywhere():
+    for path in (ROOT / "README.md", ROOT / ".ci" / "run", *settings.NOTEBOOKS.glob("11_*.ipynb")):
+        named = re.findall(r"onnxruntime-web@([\d.]+\d)", path.read_text("utf-8"))
+        assert named and set(named) == {browser.VERSION}, f"{path.name} names another version than helpers/browser.py"
 
 
 def test_importing_helpers_does_nothing(tmp_path):

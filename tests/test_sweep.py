@@ -383,7 +383,8 @@ def test_torn_last_line_is_passed_over_and_left_alone(results):
         later = again(results)
         later.add([{"key": "c"}])
         assert later.trouble == ""
-        assert sweep.read_rows(results.path) == [*left, sweep.seal({"key": "c"})], f"{cut} bytes cut off: glued to the torn line"
+        wanted = [*left, sweep.seal({"key": "c"})]
+        assert sweep.read_rows(results.path) == wanted, f"{cut} bytes cut off: glued to the torn line"
 
 
 @pytest.mark.parametrize(
