@@ -206,9 +206,13 @@ def check_results(paths: list[Path]) -> int:
 
 
 def publish_as(choice: argparse.Namespace) -> int:
-    """Make decks, handouts or the PDF, and say where they are; return the exit code."""
+    """Make decks, handouts, the PDF or pictures, and say where they are; return the exit code."""
     from helpers import course, publish
 
+    if choice.command == "pictures":
+        taken = publish.pictures(choice.site, WORK / "pictures")
+        print(f"{len(taken)} pictures in {WORK / 'pictures'}")
+        return 0
     if choice.command == "pdf":
         made = [publish.pdf(choice.out)]
     elif choice.command == "slides":
@@ -238,6 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("only", nargs="*", metavar="NN", help="just these; all if none is named")
     six = commands.add_parser("pdf", help="print the whole course, with its stored outputs, as one PDF")
     six.add_argument("--out", type=Path, default=WORK / "course.pdf", help="the file (default: _build/course.pdf)")
+    seven = commands.add_parser("pictures", help="for authors: picture every page and plot in _build/pictures/")
+    seven.add_argument("--site", type=Path, default=SITE, help="folder of the built site (default: _build/html/)")
     choice = parser.parse_args(arguments)
     try:
         settings.check()

@@ -1,10 +1,12 @@
-"""The same notebooks in other clothes: a slide deck, a handout without solutions, one book as PDF.
+"""The same notebooks in other clothes: a slide deck, a handout without solutions, one book as PDF, pictures to proofread.
 
 Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it. All work without a network.
 """
 
+import base64
 import copy
 import io
+import itertools
 import re
 import shutil
 import tempfile
@@ -23,6 +25,8 @@ from helpers import browser, course, settings
 LONGEST_LEAD = 45  # words of prose above a slide's code; the rest becomes the presenter's notes
 NOT_SHOWN = {"solution", "check", "exercise", "hide-cell"}
 FRAME = (1280, 720)  # a slide's width and height, in CSS pixels
+SCREENS = {"desktop": 1280, "phone": 390}  # widths in CSS pixels
+STRIP = 3000  # height of one picture of a long page, in CSS pixels; browsers draw nothing above about 16,000
 
 # nbconvert's own deck takes require.js, jQuery and MathJax from the network; this one needs reveal.js only.
 DECK = """
@@ -118,6 +122,52 @@ def pdf(out: Path) -> Path:
                 margin={"top": "16mm", "bottom": "16mm", "left": "15mm", "right": "15mm"},
             )
     return out
+
+
+def pictures(site: Path, out: Path) -> list[Path]:
+    """Take pictures of every page of the site, at desktop and phone width, light and dark, and of every plot.
+
+    Args:
+        site: the folder of a built site.
+        out: the folder for the .png files; what an earlier run left there goes.
+    Returns:
+        The pictures: strips of the pages, ``NAME-desktop-dark-02.png``, and the stored plots, ``NAME-plot-01.png``.
+    Raises:
+        FileNotFoundError: if there is no site.
+        BrowserError: if there is no Chromium.
+    """
+    pages = sorted(site.glob("*.html"))
+    if not pages:
+        raise FileNotFoundError(f"There is no site in {site}: python -m helpers build makes one.")
+    if lack := browser.missing_browser():
+        raise browser.BrowserError(f"Pictures of pages are taken by a browser: {lack}")
+    from playwright.sync_api import sync_playwright
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    taken = []
+    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+        for (screen, width), scheme in itertools.product(SCREENS.items(), ("light", "dark")):
+            tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            for page in pages:
+                tab.goto(page.as_uri())
+                height = tab.evaluate("document.documentElement.scrollHeight")
+                for number, top in enumerate(range(0, height, STRIP), start=1):
+                    taken.append(out / f"{page.stem}-{screen}-{scheme}-{number:02d}.png")
+                    strip = {"x": 0, "y": top, "width": width, "height": min(STRIP, height - top)}
+                    tab.screenshot(path=taken[-1], full_page=True, clip=strip)
+    for path in course.notebooks():
+        for number, picture in enumerate(_plots(course.read(path)), start=1):
+            taken.append(out / f"{path.stem}-plot-{number:02d}.png")
+            taken[-1].write_bytes(picture)
+    return taken
+
+
+def _plots(book: NotebookNode) -> Iterator[bytes]:
+    for cell in book.cells:
+        for output in cell.get("outputs", ()):
+            if picture := output.get("data", {}).get("image/png"):
+                yield base64.b64decode(picture)
 
 
 def _scripts(folder: str, names: list[str]) -> set[str]:

@@ -4,6 +4,7 @@ import re
 
 import nbformat
 import pytest
+from PIL import Image
 
 from helpers import __main__ as command
 from helpers import browser, course, publish, settings
@@ -145,6 +146,31 @@ def test_the_pdf_command_prints_one(tmp_path, capsys):
     assert command.main(["pdf", "--out", str(tmp_path / "book.pdf")]) == 0
     assert (tmp_path / "book.pdf").read_bytes().startswith(b"%PDF")
     assert "book.pdf" in capsys.readouterr().out
+
+
+PAGE = """<!doctype html><meta name="color-scheme" content="light dark"><title>A page</title>
+<body style="margin: 0; height: 3500px">"""
+
+
+@needs_browser
+def test_pictures_show_a_page_whole_at_both_widths_light_and_dark(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "page.html").write_text(PAGE, encoding="utf-8")
+    pictures = {path.name: path for path in publish.pictures(tmp_path / "site", tmp_path / "pictures")}
+    for screen, width in publish.SCREENS.items():
+        for scheme, is_right in (("light", lambda grey: grey > 200), ("dark", lambda grey: grey < 60)):
+            strips = [Image.open(pictures[f"page-{screen}-{scheme}-{number:02d}.png"]) for number in (1, 2)]
+            assert [strip.size for strip in strips] == [(width, publish.STRIP), (width, 500)]
+            assert is_right(strips[0].convert("L").getpixel((100, 100)))
+    for path in BOOKS:
+        plots = sum("image/png" in str(output.get("data")) for cell in course.read(path).cells
+                    for output in cell.get("outputs", ()))  # fmt: skip
+        assert sum(name.startswith(f"{path.stem}-plot-") for name in pictures) == plots
+
+
+def test_pictures_of_no_site_are_refused(tmp_path, capsys):
+    assert command.main(["pictures", "--site", str(tmp_path)]) == 2
+    assert "python -m helpers build makes one" in capsys.readouterr().err
 
 
 def test_the_teachers_page_lists_what_the_notebooks_promise():
