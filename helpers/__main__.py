@@ -8,9 +8,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
+from queue import SimpleQueue
+
+import nbformat
 
 from helpers import settings
 
@@ -66,6 +70,53 @@ def _reason(error_text: str) -> str:
     return f"{where}: {plain.strip().splitlines()[-1]}"
 
 
+def _run_side_by_side(paths: list[Path], cache: Path) -> None:
+    """Run notebooks at the same time, each on a processor core of its own, and put them into the cache for Sphinx.
+
+    Only where the system can tie a process to a core; elsewhere their threads would wait for each other. What fails
+    here is left to Sphinx, which runs it again and reports it.
+    """
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
+        cores.put(core)
+    if cores.qsize() < 2 or len(paths) < 2:
+        return
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    from helpers import course
+
+    def run(path: Path) -> tuple[Path, nbformat.NotebookNode | None, float]:
+        started = time.perf_counter()
+        try:
+            book = course.run(path)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError):
+            book = None
+        return path, book, time.perf_counter() - started
+
+    store = get_cache(cache)
+    waiting = []
+    for path in paths:
+        try:
+            store.match_cache_notebook(course.read(path))
+        except KeyError:
+            waiting.append(path)
+    if waiting:
+        print(f"Side by side, a core for each: {', '.join(path.stem for path in waiting)}", flush=True)
+    # The kernels inherit their worker's core.
+    with (
+        _quiet_kernels(),
+        ThreadPoolExecutor(cores.qsize(), initializer=lambda: os.sched_setaffinity(0, [cores.get()])) as workers,
+    ):
+        for done in as_completed([workers.submit(run, path) for path in waiting]):
+            path, book, seconds = done.result()
+            print(f"  {path.stem} {'ran' if book else 'stopped'} after {seconds:.0f} s", flush=True)
+            if book:
+                bundle = CacheBundleIn(book, str(path), data={"execution_seconds": seconds})
+                store.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
 def build(effort: str, only: list[str], out: Path) -> int:
     """Run the notebooks and render the site; return the exit code."""
     os.environ["COURSE_EFFORT"] = effort  # the kernels inherit it
@@ -78,7 +129,10 @@ def build(effort: str, only: list[str], out: Path) -> int:
         print(f"{name}: {loaded.kind} weights, {loaded.path.name}. {loaded.why}", flush=True)
     results: dict[str, dict] = {}
     started = time.perf_counter()
-    while not _render(chosen, results, cache=_fresh_cache(effort), out=out):
+    cache = _fresh_cache(effort)
+    if effort == "quick":
+        _run_side_by_side([path for path in course.choose(only) if not course.needs_all_cores(path)], cache)
+    while not _render(chosen, results, cache=cache, out=out):
         pass  # a kernel died; the rest goes on without that notebook
     print(f"\nThe course at {effort} effort took {time.perf_counter() - started:.0f} s:")
     for docname in chosen:

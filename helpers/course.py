@@ -74,6 +74,12 @@ def _helpers_imported(code: str) -> set[str]:
     return {word for word in words if (settings.ROOT / "helpers" / f"{word}.py").exists()}
 
 
+def needs_all_cores(path: Path) -> bool:
+    """Whether a notebook measures speed or describes the machine; the others may share it with each other."""
+    imported = _helpers_imported("\n".join(_code(read(path))))
+    return "models" not in imported or bool(imported & {"timing", "sweep", "roofline"})
+
+
 def _sources(path: Path) -> Iterator[bytes]:
     """Yield all that a notebook's outputs depend on: its code, the helpers it imports and the course's data."""
     code = "\n".join(_code(read(path)))

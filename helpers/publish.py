@@ -1,4 +1,4 @@
-"""The same notebooks in other clothes: a slide deck, a handout without solutions, one book as PDF, pictures to proofread.
+"""The same notebooks in other clothes: a slide deck, a handout without solutions, a PDF, pictures to proofread.
 
 Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it. All work without a network.
 """

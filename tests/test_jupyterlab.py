@@ -25,7 +25,11 @@ from helpers import browser, course, settings
 
 # Each lesson is run in JupyterLab if this is set; three of them otherwise, as all are run without it elsewhere.
 EVERY_LESSON = bool(os.environ.get("COURSE_TEST_ALL"))
-SHOWS = {"01": "compare outputs, with a tolerance", "03": "tabby", "11": "engines load the file"}  # what a reader must see there
+SHOWS = {
+    "01": "compare outputs, with a tolerance",
+    "03": "tabby",
+    "11": "engines load the file",
+}  # what a reader must see there
 NOT_COPIED = shutil.ignore_patterns("_build", "jupyter_execute", "exports", ".ipynb_checkpoints", "__pycache__")
 START_S, OPEN_S, RUN_S, STOP_S = 60, 60, 300, 15
 
