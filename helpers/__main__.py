@@ -7,9 +7,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,39 +21,80 @@ from helpers import settings
 WORK = settings.ROOT / "_build"
 SITE = WORK / "html"
 WARNINGS = WORK / "warnings.txt"
+KERNELS_LOG = WORK / "kernels.log"
 
 
-def _fingerprint() -> str:
-    """Hash what the outputs depend on besides a notebook's own cells: myst-nb's cache does not look at it."""
-    digest = hashlib.sha256()
-    files = [*(settings.ROOT / "helpers").glob("*.py"), *settings.DATA.glob("*.csv"), *settings.WEIGHTS.glob("*")]
-    files += [path for path in settings.IMAGES.glob("*") if not path.name.startswith(".")]
+def _hash(files: Iterable[Path], *others: object) -> str:
+    digest = hashlib.sha256(repr(others).encode())
     for path in sorted(files):
         if path.is_file():
             digest.update(f"{path.relative_to(settings.ROOT)} ".encode() + path.read_bytes())
-    digest.update(repr(sorted((d.name, d.version) for d in distributions())).encode())
-    digest.update(repr(sorted(item for item in os.environ.items() if item[0].startswith("COURSE_"))).encode())
     return digest.hexdigest()
 
 
-def _fresh_cache(effort: str) -> Path:
-    """Return the cache folder of this effort, emptied if helpers, data, packages or choices changed."""
+def _fingerprint() -> str:
+    """Hash what a page depends on besides a notebook's code, on two lines: what a build leaves alone, and results.
+
+    myst-nb's cache looks at none of it, nor at the cells' metadata: it shows those of the run.
+    """
+    from helpers import course
+
+    helpers = settings.ROOT / "helpers"
+    files = [*helpers.glob("*.py"), *helpers.glob("*.html"), *settings.WEIGHTS.glob("*")]
+    files += [*settings.DATA.glob("*.csv"), *(settings.DATA / "article").glob("*.csv")]
+    files += [path for path in settings.IMAGES.glob("*") if not path.name.startswith(".")]
+    packages = sorted((one.name, one.version) for one in distributions())
+    choices = sorted(item for item in os.environ.items() if item[0].startswith("COURSE_"))
+    books = map(course.read, course.notebooks())
+    metadata = [cell.metadata for book in books for cell in book.cells if cell.cell_type == "code"]
+    results = [path for name in ("*.jsonl", "*.csv") for path in (settings.DATA / "results").glob(name)]
+    return f"{_hash(files, packages, choices, metadata)}\n{_hash(results)}\n"
+
+
+def _fresh_cache(effort: str) -> tuple[Path, bool]:
+    """Return the cache folder of this effort, and whether it is empty, as it is after any such change."""
     cache = WORK / f"cache-{effort}"
     stamp = cache / "made_from.txt"
     now = _fingerprint()
     if cache.exists() and not (stamp.exists() and stamp.read_text() == now):
         shutil.rmtree(cache)
+    empty = not cache.exists()
     cache.mkdir(parents=True, exist_ok=True)
     stamp.write_text(now)
-    return cache
+    return cache, empty
+
+
+def _accept_results(cache: Path) -> None:
+    """Note in a cache that was filled just now the results that its own sweeps have added.
+
+    The notebook that reads them ran after those that measure. A cache with older notebooks keeps the old note, and
+    the next build empties it.
+    """
+    stamp = cache / "made_from.txt"
+    alone = stamp.read_text().splitlines()[0]
+    stamp.write_text(f"{alone}\n{_fingerprint().splitlines()[1]}\n")
+
+
+def _cached(paths: list[Path], cache: Path) -> set[str]:
+    """Return the names of the notebooks whose outputs the cache holds."""
+    from jupyter_cache import get_cache
+
+    from helpers import course
+
+    store, found = get_cache(cache), set()
+    for path in paths:
+        with suppress(KeyError):  # what is not there
+            store.match_cache_notebook(course.read(path))
+            found.add(path.stem)
+    return found
 
 
 @contextmanager
 def _quiet_kernels() -> Iterator[None]:
-    """Send the kernels' own stderr (not the cells') to a file: it would tear the progress lines apart."""
+    """Add the kernels' own stderr (not the cells') to a file: it would tear the progress lines apart."""
     WORK.mkdir(parents=True, exist_ok=True)
     kept = os.dup(2)
-    with (WORK / "kernels.log").open("w", encoding="utf-8") as log:
+    with KERNELS_LOG.open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 2)
         try:
             yield
@@ -70,17 +111,20 @@ def _reason(error_text: str) -> str:
     return f"{where}: {plain.strip().splitlines()[-1]}"
 
 
-def _run_side_by_side(paths: list[Path], cache: Path) -> None:
+def _run_side_by_side(paths: list[Path], cache: Path) -> set[str]:
     """Run notebooks at the same time, each on a processor core of its own, and put them into the cache for Sphinx.
 
     Only where the system can tie a process to a core; elsewhere their threads would wait for each other. What fails
     here is left to Sphinx, which runs it again and reports it.
+
+    Returns:
+        The names of those that ran to their end.
     """
     cores: SimpleQueue[int] = SimpleQueue()
     for core in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
         cores.put(core)
     if cores.qsize() < 2 or len(paths) < 2:
-        return
+        return set()
     from jupyter_cache import get_cache
     from jupyter_cache.base import CacheBundleIn
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -95,26 +139,21 @@ def _run_side_by_side(paths: list[Path], cache: Path) -> None:
             book = None
         return path, book, time.perf_counter() - started
 
-    store = get_cache(cache)
-    waiting = []
-    for path in paths:
-        try:
-            store.match_cache_notebook(course.read(path))
-        except KeyError:
-            waiting.append(path)
-    if waiting:
-        print(f"Side by side, a core for each: {', '.join(path.stem for path in waiting)}", flush=True)
+    store, ran = get_cache(cache), set()
+    print(f"Side by side, a core for each: {', '.join(path.stem for path in paths)}", flush=True)
     # The kernels inherit their worker's core.
     with (
         _quiet_kernels(),
         ThreadPoolExecutor(cores.qsize(), initializer=lambda: os.sched_setaffinity(0, [cores.get()])) as workers,
     ):
-        for done in as_completed([workers.submit(run, path) for path in waiting]):
+        for done in as_completed([workers.submit(run, path) for path in paths]):
             path, book, seconds = done.result()
             print(f"  {path.stem} {'ran' if book else 'stopped'} after {seconds:.0f} s", flush=True)
             if book:
                 bundle = CacheBundleIn(book, str(path), data={"execution_seconds": seconds})
                 store.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+                ran.add(path.stem)
+    return ran
 
 
 def build(effort: str, only: list[str], out: Path) -> int:
@@ -122,31 +161,36 @@ def build(effort: str, only: list[str], out: Path) -> int:
     os.environ["COURSE_EFFORT"] = effort  # the kernels inherit it
     from helpers import course, images, models
 
-    chosen = [path.stem for path in course.choose(only)]
+    paths = course.choose(only)
+    chosen = [path.stem for path in paths]
+    KERNELS_LOG.unlink(missing_ok=True)
     images.sample_photos()
     for name in models.NETWORKS:  # once, with its progress bar here, not in the middle of a lesson
         loaded = models.load_model(name)[1]
         print(f"{name}: {loaded.kind} weights, {loaded.path.name}. {loaded.why}", flush=True)
     results: dict[str, dict] = {}
     started = time.perf_counter()
-    cache = _fresh_cache(effort)
+    cache, empty = _fresh_cache(effort)
+    notes = dict.fromkeys(_cached(paths, cache), " (from the cache)")
     if effort == "quick":
-        _run_side_by_side([path for path in course.choose(only) if not course.needs_all_cores(path)], cache)
+        shareable = [path for path in paths if path.stem not in notes and not course.needs_all_cores(path)]
+        notes |= dict.fromkeys(_run_side_by_side(shareable, cache), " (side by side with others)")
     while not _render(chosen, results, cache=cache, out=out):
         pass  # a kernel died; the rest goes on without that notebook
+    if empty:
+        _accept_results(cache)
     print(f"\nThe course at {effort} effort took {time.perf_counter() - started:.0f} s:")
     for docname in chosen:
         result = results[docname]
         if result["succeeded"]:
-            cached = " (from the cache)" if result["wall_s"] < 0.5 * result["runtime"] else ""
-            print(f"  passed  {docname}  {result['runtime']:.1f} s{cached}")
+            print(f"  passed  {docname}  {result['runtime']:.1f} s{notes.get(docname, '')}")
         else:
             print(f"  FAILED  {docname}  {_reason(result['traceback'])}")
     others = [path.stem for path in course.notebooks() if path.stem not in chosen]
     if others:
         print(f"  not run, shown with the outputs stored by the authors: {', '.join(others)}")
     if not all(result["succeeded"] for result in results.values()):
-        print(f"  full error texts: {out / 'reports'}")
+        print(f"  full error texts: {out / 'reports'}; what the kernels said themselves: {KERNELS_LOG}")
     complaints = WARNINGS.read_text(encoding="utf-8").strip()
     if complaints:
         print(f"Sphinx complains:\n{complaints}", file=sys.stderr)
@@ -177,7 +221,7 @@ def _render(chosen: list[str], results: dict[str, dict], *, cache: Path, out: Pa
         docname = app.env.docname
         if docname in chosen and docname not in results:
             seconds = time.perf_counter() - running[-1][1]
-            results[docname] = dict(app.env.nb_metadata[docname]["exec_data"], wall_s=seconds)
+            results[docname] = app.env.nb_metadata[docname]["exec_data"]
             print(f"{'done' if results[docname]['succeeded'] else 'FAILED'} in {seconds:.0f} s", flush=True)
 
     not_run = [
@@ -231,6 +275,7 @@ def store(only: list[str]) -> int:
     from helpers import course
 
     failed = False
+    KERNELS_LOG.unlink(missing_ok=True)
     for path in course.choose(only):
         print(f"{path.name} …", end=" ", flush=True)
         try:

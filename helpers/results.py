@@ -65,11 +65,16 @@ def collect(folder: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, s
     folder = settings.DATA / "results" if folder is None else Path(folder)
     tables = [_article(network) for network in models.NETWORKS]
     left_out: dict[str, str] = {}
+    file_of: dict[str, str] = {}  # machine -> its file
     for path in sorted(folder.glob("*.jsonl")):
         try:
             rows = read(path)
         except (ResultsError, OSError) as error:
             left_out[path.name] = str(error)
+            continue
+        first = file_of.setdefault(_identity(rows[0]), path.name)
+        if first != path.name:
+            left_out[path.name] = f"{path.name} is of the same machine as {first}: keep one of the two."
             continue
         latest = {row["key"]: row for row in sorted(rows, key=lambda row: row["status"] in sweep.FINISHED)}
         tables.append(sweep.to_table(latest.values()).assign(machine=_name(rows[0])))

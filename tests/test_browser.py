@@ -108,6 +108,25 @@ def test_broken_photo_and_broken_model_are_said(tmp_path, page, model_file):
 
 @needs_runtime
 @needs_browser
+def test_engine_that_cannot_start_leaves_the_one_that_runs(page):
+    from playwright.sync_api import sync_playwright
+
+    photo = images.sample_photos().set_index("file").loc["cat.png", "path"]
+    with browser.serve(page) as url, sync_playwright() as playwright, browser.launch(playwright) as chromium:
+        tab = chromium.new_page()
+        tab.goto(url)
+        tab.wait_for_function(f"{SAYS} === 'Ready.'")
+        tab.evaluate("Object.defineProperty(navigator, 'gpu', { value: undefined })")
+        tab.select_option("#engine", "webgpu")
+        tab.wait_for_function(f"{SAYS}.includes('no WebGPU')")
+        assert tab.input_value("#engine") == "wasm"
+        tab.set_input_files("#file", photo)
+        tab.wait_for_function(f"{SAYS}.includes('ms a run')")
+        assert " wasm, " in tab.text_content("#status")
+
+
+@needs_runtime
+@needs_browser
 def test_page_asks_nobody_but_this_machine(page):
     from playwright.sync_api import sync_playwright
 

@@ -129,6 +129,14 @@ def test_machines_stand_under_each_other_and_a_bad_file_stops_none(tmp_path):
     assert here.to_dict() == {"Chip a, 4 cores (aaaa)": 3.0, "Chip b, 4 cores (bbbb)": 5.0}
 
 
+def test_a_second_file_of_one_machine_is_left_out(tmp_path):
+    write(tmp_path / "a.jsonl", row())
+    write(tmp_path / "copy of a.jsonl", row(p50_ms=4.0))
+    table, left_out = results.collect(tmp_path)
+    assert left_out == {"copy of a.jsonl": "copy of a.jsonl is of the same machine as a.jsonl: keep one of the two."}
+    assert (table["machine"] != results.ARTICLE).sum() == 1
+
+
 def test_the_latest_finished_row_counts(tmp_path):
     write(tmp_path / "a.jsonl", row(p50_ms=1.0), row(p50_ms=2.0), row(status="failed", p50_ms=None))
     table, _ = results.collect(tmp_path)

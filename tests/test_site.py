@@ -1,5 +1,7 @@
 """The build command: the whole course at quick effort as a site, and what it says when a notebook fails."""
 
+import base64
+import html
 import os
 import re
 import shutil
@@ -11,7 +13,8 @@ from urllib.parse import unquote, urldefrag
 import nbformat
 import pytest
 
-from helpers import browser, course, settings
+from helpers import __main__ as command
+from helpers import browser, course, publish, settings
 
 LOCAL = ("file:", "data:", "blob:")
 
@@ -89,6 +92,10 @@ def test_the_whole_course_builds_without_a_complaint(site):
         assert re.search(rf"\[{number}/{len(books)}\] {name} … done in \d+ s", done.stdout), "no progress line"
         assert re.search(rf"passed  {name}  [\d.]+ s", done.stdout), "missing from the list at the end"
         assert (folder / f"{name}.html").exists()
+    together = re.search("Side by side, a core for each: (.*)", done.stdout)
+    for name in together[1].split(", ") if together else ():
+        assert re.search(rf"passed  {name}  [\d.]+ s \(side by side with others\)", done.stdout), done.stdout
+    assert "from the cache" not in done.stdout, "nothing can come from a cache that was empty"
 
 
 def test_pages_link_only_to_what_is_there(site, pages):
@@ -110,41 +117,83 @@ def test_pages_load_nothing_from_elsewhere(pages):
         assert outside == [], f"{name} would ask the network for {outside}"
 
 
-@pytest.mark.skipif(bool(browser.missing_browser()), reason=browser.missing_browser())
-def test_pages_open_in_a_browser_without_network_error_or_missing_picture(site):
+@pytest.fixture(scope="module")
+def chromium():
+    """Start a browser for all tests that open pages."""
+    if lack := browser.missing_browser():
+        pytest.skip(lack)
     from playwright.sync_api import sync_playwright
 
-    folder, trouble = site[1], []
-    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
-        tab = chromium.new_page(viewport={"width": 390, "height": 844})  # a phone: nothing may stick out
-        tab.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
-        tab.on("pageerror", lambda error: trouble.append(str(error)))
-        tab.on("request", lambda asked: trouble.append(asked.url) if not asked.url.startswith(LOCAL) else None)
-        for page in sorted(folder.glob("*.html")):
-            tab.goto(page.as_uri())
-            broken = tab.evaluate(
-                "Array.from(document.images).filter((one) => !one.naturalWidth).map((one) => one.src)"
-            )
-            nameless = tab.evaluate("Array.from(document.images).filter((one) => !one.alt).map((one) => one.src)")
-            wide = tab.evaluate("document.scrollingElement.scrollWidth - innerWidth")
-            assert (broken, nameless, trouble) == ([], [], []), page.name
-            assert wide <= 1, f"{page.name} is {wide} px wider than a phone"
+    with sync_playwright() as playwright, browser.launch(playwright) as running:
+        yield running
 
 
-def test_notebooks_can_be_downloaded_and_searched(site, pages):
+@pytest.fixture
+def tab(chromium):
+    """Open a tab; its list ``trouble`` collects errors and what it asks the network for."""
+    tab = chromium.new_page()
+    tab.trouble = []
+    tab.on("console", lambda message: tab.trouble.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: tab.trouble.append(str(error)))
+    tab.on("request", lambda asked: tab.trouble.append(asked.url) if not asked.url.startswith(LOCAL) else None)
+    yield tab
+    tab.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", publish.SCREENS)
+def test_pages_open_without_network_error_or_missing_picture(site, tab, screen, scheme):
+    tab.set_viewport_size({"width": publish.SCREENS[screen], "height": 844})
+    tab.emulate_media(color_scheme=scheme)
+    for page in sorted(site[1].glob("*.html")):
+        tab.goto(page.as_uri())
+        broken = tab.evaluate("Array.from(document.images).filter((one) => !one.naturalWidth).map((one) => one.src)")
+        nameless = tab.evaluate("Array.from(document.images).filter((one) => !one.alt).map((one) => one.src)")
+        assert (broken, nameless, tab.trouble) == ([], [], []), page.name
+        wide = tab.evaluate("Math.max(document.scrollingElement.scrollWidth, document.body.scrollWidth) - innerWidth")
+        assert wide <= 1, f"{page.name} is {wide} px wider than the {screen}"
+        assert tab.evaluate("document.documentElement.dataset.theme") == scheme, f"{page.name} is not {scheme}"
+
+
+@pytest.mark.browser
+def test_a_search_finds_the_notebook(site, tab):
+    tab.goto((site[1] / "search.html").as_uri() + "?q=quantization")
+    tab.wait_for_selector("#search-results ul.search li a[href*='10_int8_quantization']", state="visible")
+    tab.goto((site[1] / "search.html").as_uri() + "?q=brontosaurus")
+    tab.wait_for_function("document.querySelector('.search-summary')?.innerText.includes('did not match')")
+    assert tab.locator("#search-results ul.search li").count() == 0
+    assert tab.trouble == []
+
+
+def test_notebooks_can_be_downloaded(site, pages):
     folder = site[1]
-    index = (folder / "searchindex.js").read_text("utf-8")
     for path in course.notebooks():
         downloads = [link for link in pages[f"{path.stem}.html"].links if link.endswith(".ipynb")]
         assert downloads, f"{path.stem}.html offers no notebook"
         nbformat.validate(nbformat.read(folder / downloads[0], as_version=4))
-        assert path.stem in index
 
 
 def test_the_cat_is_named_on_the_page(site):
     page = (site[1] / "03_single_image_inference.html").read_text("utf-8")
     assert "tabby" in page and "虎斑猫" in page
     assert "STAND-IN" in page
+
+
+def alt(cell):
+    """Return the alternative text of a cell's pictures, None if it has none."""
+    return cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+
+
+@pytest.mark.parametrize("path", course.notebooks(), ids=lambda path: path.stem)
+def test_every_picture_of_a_cell_has_a_text_of_its_own(path):
+    cells = [cell for cell in course.read(path).cells if cell.cell_type == "code"]
+    for cell in cells:
+        if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
+            assert alt(cell), f"metadata mystnb.image.alt should say what this cell draws:\n{cell.source}"
+    texts = [alt(cell) for cell in cells if alt(cell)]
+    twice = {text for text in texts if texts.count(text) > 1}
+    assert not twice, f"two cells of one notebook say the same of their pictures: {twice}"
 
 
 def small_notebook(path, *code):
@@ -171,10 +220,15 @@ def ran_at(root):
 
 
 def test_unchanged_notebooks_come_from_the_cache_and_changed_helpers_drop_it(small_site):
-    assert build(small_site).returncode == 0
+    measures = "open('../data/results/own.jsonl', 'a').write('a row\\n')"  # as 04 and 05 do
+    small_notebook(small_site / "notebooks" / "00_counts.ipynb", "import time\nprint('ran at', time.time_ns())", measures)
+    done = build(small_site)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "from the cache" not in done.stdout
     first = ran_at(small_site)
-    assert build(small_site).returncode == 0
-    assert ran_at(small_site) == first, "it ran again although nothing changed"
+    done = build(small_site)
+    assert ran_at(small_site) == first, "it ran again although nothing changed but the results that it added itself"
+    assert done.stdout.count("s (from the cache)") == 2, done.stdout
     with (small_site / "helpers" / "settings.py").open("a") as file:
         file.write("# changed\n")
     assert build(small_site).returncode == 0
@@ -185,10 +239,49 @@ def test_unchanged_notebooks_come_from_the_cache_and_changed_helpers_drop_it(sma
 
 
 @pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("helpers/labels.py", 0),
+        ("helpers/browser.html", 0),
+        ("data/sample_photos.csv", 0),
+        ("data/article/chips.csv", 0),
+        ("data/images/mine.jpg", 0),
+        ("data/results/a-friend.jsonl", 1),
+    ],
+)
+def test_the_cache_is_tied_to_all_that_a_page_depends_on(tmp_path, monkeypatch, file, line):
+    copy_course(tmp_path, notebooks=False)
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    for name, folder in (("NOTEBOOKS", "notebooks"), ("DATA", "data")):
+        monkeypatch.setattr(settings, name, tmp_path / folder)
+    for name, folder in (("IMAGES", "images"), ("WEIGHTS", "weights")):
+        monkeypatch.setattr(settings, name, tmp_path / "data" / folder)
+    before = command._fingerprint().splitlines()
+    with (tmp_path / file).open("ab") as changed:
+        changed.write(b"\n")
+    after = command._fingerprint().splitlines()
+    assert [old != new for old, new in zip(before, after, strict=True)] == [line == 0, line == 1]
+
+
+def test_a_picture_is_described_by_its_cell_or_else_by_its_section(small_site):
+    dot = base64.b64encode((small_site / "notebooks" / "figures" / "overview.png").read_bytes()).decode()
+    cells = [nbformat.v4.new_markdown_cell("# 00 · Small"), *map(nbformat.v4.new_code_cell, ("'a'", "'b'"))]
+    for cell in cells[1:]:
+        cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": dot})]
+    cells[1].metadata["mystnb"] = {"image": {"alt": "Line plot of this against that."}}
+    course.write(small_site / "notebooks" / "00_counts.ipynb", nbformat.v4.new_notebook(cells=cells))
+    done = build(small_site, "--only", "01")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = html.unescape((small_site / "_build" / "html" / "00_counts.html").read_text("utf-8"))
+    found = re.findall(r'<img alt="([^"]*)"[^>]*_images', page)
+    assert found == ["Line plot of this against that.", "Picture drawn by the cell above, in section “00 · Small”"]
+
+
+@pytest.mark.parametrize(
     ("code", "says"),
     [
         (["1 + 1", "raise RuntimeError('on purpose')"], r"in code cell \[2\]: RuntimeError: on purpose"),
-        (["import os\nos._exit(1)"], "in an unknown cell: the kernel died"),
+        (["import os\nos.abort()"], "in an unknown cell: the kernel died"),
     ],
     ids=["a cell raises", "the kernel dies"],
 )
@@ -199,6 +292,9 @@ def test_a_failing_notebook_is_named_and_the_others_still_run(small_site, code, 
     assert "00_counts … FAILED" in done.stdout
     assert re.search(rf"FAILED  00_counts  {says}", done.stdout), done.stdout
     assert re.search(r"passed  01_second", done.stdout)
+    if "died" in says:  # Sphinx began anew after that
+        last_words = (small_site / "_build" / "kernels.log").read_text("utf-8", errors="replace")
+        assert "Fatal Python error: Aborted" in last_words, f"the dead kernel's last words are lost; kept: {last_words}"
 
 
 def test_a_cell_that_writes_on_stderr_fails_the_build(small_site):
