@@ -221,7 +221,8 @@ def ran_at(root):
 
 def test_unchanged_notebooks_come_from_the_cache_and_changed_helpers_drop_it(small_site):
     measures = "open('../data/results/own.jsonl', 'a').write('a row\\n')"  # as 04 and 05 do
-    small_notebook(small_site / "notebooks" / "00_counts.ipynb", "import time\nprint('ran at', time.time_ns())", measures)
+    clock = "import time\nprint('ran at', time.time_ns())"
+    small_notebook(small_site / "notebooks" / "00_counts.ipynb", clock, measures)
     done = build(small_site)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "from the cache" not in done.stdout
