@@ -317,7 +317,8 @@ def publish_as(choice: argparse.Namespace) -> int:
     elif choice.command == "slides":
         made = [publish.slides(path, WORK / "slides") for path in course.choose(choice.only)]
     else:
-        made = [publish.handout(path, settings.ROOT / "handout") for path in course.choose(choice.only)]
+        folder = settings.ROOT / "handout"
+        made = [publish.handout(path, folder, force=choice.force) for path in course.choose(choice.only)]
     for path in made:
         print(path.resolve().as_uri() if choice.command == "slides" else path)
     return 0
@@ -339,6 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     five = commands.add_parser("handout", help="copy the notebooks without solutions to handout/")
     for command in (four, five):
         command.add_argument("only", nargs="*", metavar="NN", help="just these; all if none is named")
+    five.add_argument("--force", action="store_true", help="overwrite handouts that somebody has worked in")
     six = commands.add_parser("pdf", help="print the whole course, with its stored outputs, as one PDF")
     six.add_argument("--out", type=Path, default=WORK / "course.pdf", help="the file (default: _build/course.pdf)")
     seven = commands.add_parser("pictures", help="for authors: picture every page and plot in _build/pictures/")
@@ -351,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
         if choice.command == "store":
             return store(choice.only)
         return check_results(choice.files) if choice.command == "check" else publish_as(choice)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

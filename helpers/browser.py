@@ -44,7 +44,13 @@ FILES = {
     },
 }
 TEMPLATE = Path(__file__).with_suffix(".html")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+BROWSERS = (  # on the PATH, or where macOS and Windows install them
+    *("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"),
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
+    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
+    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
+)
 FLAGS = [
     "--headless",
     "--disable-gpu",
@@ -71,7 +77,7 @@ def missing_browser() -> str:
     if find_spec("playwright") is None:
         return "Playwright is not installed: python -m pip install playwright"
     if _executable() is None:
-        return f"no browser: none of {', '.join(BROWSERS)} is on the PATH"
+        return "no browser: neither Chromium nor Chrome nor Edge is on the PATH or where it usually lies"
     return ""
 
 
@@ -302,7 +308,7 @@ def _drive(task: dict) -> dict[str, object]:
             dropped = {}
             for photo in map(Path, task["photos"]):
                 page.set_input_files("#file", photo)
-                page.wait_for_selector(f"#photo[data-photo={json.dumps(photo.name)}]")
+                page.wait_for_selector(f"#photo[data-photo={json.dumps(photo.name, ensure_ascii=False)}]")
                 dropped[photo.name] = page.evaluate("course.last()")
             if task["picture"]:
                 page.screenshot(path=task["picture"])

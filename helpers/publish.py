@@ -19,11 +19,13 @@ import nbformat
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
+from PIL import Image
 
 from helpers import browser, course, settings
 
 LONGEST_LEAD = 45  # words of prose above a slide's code; the rest becomes the presenter's notes
-NOT_SHOWN = {"solution", "check", "exercise", "hide-cell"}
+MOST_LINES = 25  # of code on a slide
+EXERCISES = re.compile(r"(?m)^## Exercises$")
 FRAME = (1280, 720)  # a slide's width and height, in CSS pixels
 SCREENS = {"desktop": 1280, "phone": 390}  # widths in CSS pixels
 STRIP = 3000  # height of one picture of a long page, in CSS pixels; browsers draw nothing above about 16,000
@@ -46,7 +48,8 @@ def slides(path: Path, out: Path) -> Path:
     """Make a deck of a notebook with its stored outputs; it opens from disk, without a network.
 
     A section becomes a column of slides: its heading, then one slide for each cell's code and one for its picture or
-    table. The prose before a cell is its lead if short, and stands in the presenter's notes (key S).
+    table; long code is cut at blank lines. The prose before a cell is its lead if short, and stands in the presenter's
+    notes (key S). Exercises stay in the notebook.
 
     Args:
         path: the notebook.
@@ -72,22 +75,34 @@ def slides(path: Path, out: Path) -> Path:
     return deck
 
 
-def handout(path: Path, out: Path) -> Path:
+def handout(path: Path, out: Path, *, force: bool = False) -> Path:
     """Copy a notebook without its solutions: places to fill in, and the cells that check an answer.
 
     Args:
         path: the notebook.
         out: a folder directly under the course's root, from where the cells find ``helpers``.
+        force: overwrite a handout that somebody has worked in.
     Returns:
         The handout, an .ipynb file.
+    Raises:
+        FileExistsError: if the file is there and holds something else, perhaps somebody's answers.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=_scripts)
     book = course.read(path)
     book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", ())]
+    for cell in book.cells:
+        if cell.cell_type == "markdown":  # the page of contents is not handed out
+            cell.source = re.sub(r"\[([^\]]*)\]\(index\.md\)", r"\1", course.GENERATED.sub("", cell.source))
     book.metadata.pop("course", None)  # the stored run's hash is that of the whole notebook
-    course.write(out / path.name, book)
-    return out / path.name
+    made = out / path.name
+    if made.exists() and not force and course.read(made) != book:
+        raise FileExistsError(
+            f"{made} differs from a fresh handout. It may hold answers, which would be lost: move it away first, or "
+            "overwrite it with --force."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=_scripts)
+    course.write(made, book)
+    return made
 
 
 def pdf(out: Path) -> Path:
@@ -159,15 +174,16 @@ def pictures(site: Path, out: Path) -> list[Path]:
     for path in course.notebooks():
         for number, picture in enumerate(_plots(course.read(path)), start=1):
             taken.append(out / f"{path.stem}-plot-{number:02d}.png")
-            taken[-1].write_bytes(picture)
+            picture.save(taken[-1])
     return taken
 
 
-def _plots(book: NotebookNode) -> Iterator[bytes]:
+def _plots(book: NotebookNode) -> Iterator[Image.Image]:
     for cell in book.cells:
         for output in cell.get("outputs", ()):
-            if picture := output.get("data", {}).get("image/png"):
-                yield base64.b64decode(picture)
+            data = output.get("data", {})
+            if picture := data.get("image/png") or data.get("image/jpeg"):
+                yield Image.open(io.BytesIO(base64.b64decode(picture)))
 
 
 def _scripts(folder: str, names: list[str]) -> set[str]:
@@ -202,16 +218,20 @@ def _single_page(folder: Path) -> Path:
 
 
 def _deck(book: NotebookNode) -> NotebookNode:
-    """Return the notebook's cells as slides."""
+    """Return the notebook's cells as slides, up to the exercises; the last cell says what comes next."""
     deck = new_notebook(metadata=book.metadata)
-    for number, cell in enumerate(book.cells):
-        if NOT_SHOWN & set(cell.metadata.get("tags", ())):
-            continue
+    for number, cell in enumerate(book.cells[:-1]):
         if cell.cell_type == "markdown":
-            deck.cells += _prose(cell.source, first=number == 0)
+            lesson, *exercises = EXERCISES.split(cell.source, maxsplit=1)
+            deck.cells += _prose(lesson, first=number == 0)
+            if exercises:  # on paper and screen, not on the wall
+                text = "## Exercises\n\nIn the notebook: each has a cell that checks your answer."
+                deck.cells.append(_cell(new_markdown_cell(text), "slide"))
+                break
         elif cell.cell_type == "code" and number > 2:  # the imports and the settings are for the notebook
             under_a_lead = deck.cells and deck.cells[-1].cell_type == "markdown"
             deck.cells += _code(cell, "-" if under_a_lead else "subslide")
+    deck.cells += _prose(book.cells[-1].source, first=False)
     return deck
 
 
@@ -228,11 +248,6 @@ def _prose(source: str, *, first: bool) -> Iterator[NotebookNode]:
         return
     for part in re.split(r"(?m)^(?=#{1,3} )", source):
         heading, _, text = part.partition("\n") if part.startswith("#") else ("", "", part)
-        if heading == "## Exercises":  # on paper and screen, not on the wall
-            yield _cell(
-                new_markdown_cell(f"{heading}\n\nIn the notebook: each has a cell that checks your answer."), "slide"
-            )
-            return
         text = text.strip()
         if heading:
             shown = text if len(text.split()) <= 2 * LONGEST_LEAD else _first_sentence(text)
@@ -246,16 +261,31 @@ def _prose(source: str, *, first: bool) -> Iterator[NotebookNode]:
 
 
 def _code(cell: NotebookNode, kind: str) -> Iterator[NotebookNode]:
-    """Make a slide of the code, below its lead if there is one, and a slide of each picture or table."""
-    code = copy.deepcopy(cell)
-    code.outputs = [output for output in cell.outputs if output.output_type == "stream"]
-    if "Markdown(" not in cell.source:  # code that only words a conclusion: the conclusion is enough
-        yield _cell(code, kind)
-    rest = [output for output in cell.outputs if output.output_type != "stream"]
-    for output in rest:
-        shown = copy.deepcopy(cell)
-        shown.outputs = [output]
-        yield _cell(shown, "subslide", transient={"remove_source": True})
+    """Make slides of the code, the first below its lead if there is one, and a slide of each picture or table."""
+    printed = [output for output in cell.outputs if output.output_type == "stream"]
+    if printed or "Markdown(" not in cell.source:  # code that only words a conclusion: the conclusion is enough
+        pieces = _pieces(cell.source)
+        for number, source in enumerate(pieces, start=1):
+            code = copy.deepcopy(cell)
+            code.source, code.outputs = source, printed if number == len(pieces) else []
+            yield _cell(code, kind if number == 1 else "subslide")
+    for output in cell.outputs:
+        if output.output_type != "stream":
+            shown = copy.deepcopy(cell)
+            shown.outputs = [output]
+            yield _cell(shown, "subslide", transient={"remove_source": True})
+
+
+def _pieces(source: str) -> list[str]:
+    """Cut code of many lines between its statements, where blank lines stand."""
+    pieces = [""]
+    for block in re.split(r"\n{2,}(?=\S)", source):
+        longer = f"{pieces[-1]}\n\n{block}".strip()
+        if pieces[-1] and longer.count("\n") >= MOST_LINES:
+            pieces.append(block)
+        else:
+            pieces[-1] = longer
+    return pieces
 
 
 def _cell(cell: NotebookNode, kind: str, **metadata: object) -> NotebookNode:

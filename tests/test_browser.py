@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import urllib.error
 import urllib.request
 
@@ -59,7 +60,8 @@ def config_of(page):
 @needs_browser
 def test_logits_in_the_browser_are_onnx_runtimes(page, model_file):
     photos = images.sample_photos().set_index("file")["path"]
-    chosen = [photos["cat.png"], photos["cameraman.png"]]  # one in colour, one grey
+    chosen = [photos["cat.png"], page / "猫 “2”.png"]  # one in colour, one grey and with an odd name
+    shutil.copyfile(photos["cameraman.png"], chosen[1])
     prepare = images.preprocessing(SIZE, resize=RESIZE)
     inputs = {path.name: prepare(images.open_photo(path))[None].numpy() for path in chosen}
     with browser.serve(page) as url:

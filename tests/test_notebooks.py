@@ -230,14 +230,57 @@ def test_the_error_lab_shows_the_errors_that_its_table_promises():
         assert re.search(r"\*\*[^*]*guard:\*\*[^*\n]*`[^`]+`", text, re.IGNORECASE), f"{name} has no guard as code"
 
 
+WRONG = {  # notebook -> a wrong answer to each of its exercises
+    "00": ["more_without, more_with = -1, -1", "squares = -1"],
+    "01": ["most_common = 'Nothing'", "def is_right(path):\n    return True"],
+    "02": ["batch_only = session", "smallest = -1"],
+    "03": ["p_swapped = -1.0", "batch_logits = np.zeros((len(photos), 1000))"],
+    "04": ["batch_over_single = -1.0", "def verdict(over, under):\n    return 'faster'"],
+    "05": ["work_shows_at = -1", "one_by_one, in_batches = -1.0, -1.0"],
+    "06": [
+        "replaced, by = 'Nothing', {'Nothing'}",
+        "kept = onnx.ModelProto()",
+        "def needs_onnxsim(path, simplified_path):\n    return True",
+    ],
+    "07": ["smallest_epsilon = -1.0", "factor = -1.0"],
+    "08": ["modules = nodes = -1", "exported = error_original = error_copy = -1.0"],
+    "09": ["batch_needed = 3", "depthwise_share = -1.0"],
+    "10": ["error_per_tensor = -1.0", "def step(low, high):\n    return -1.0\nfactor = -1.0"],
+    "11": ["willing = {'nobody'}", "largest = -1.0"],
+    "12": ["surely = {(3, 3)}", "named = 99"],
+    "13": ["scaled = x.astype(np.float64) / 255", "problem = lambda path, x, expected: ''"],
+}
+ASK = """
+{answer}
+try:
+    said = check_{number}()
+except Exception as error:
+    said = f"refused: {{type(error).__name__}}"
+print(said)
+"""
+
+
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
-def test_runs_alone_at_quick_effort_from_the_root(path, monkeypatch):
-    # From notebooks/ they run in test_site.py, through the build command.
+def test_runs_alone_at_quick_effort_from_the_root(path, monkeypatch, tmp_path):
+    """From notebooks/ they run in test_site.py, through the build command. Here the exercises are answered, too."""
     monkeypatch.setenv("COURSE_EFFORT", "quick")
     monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    before = path.read_bytes()
-    book = course.run(path, folder=settings.ROOT)
+    book, answers = course.read(path), WRONG[path.name[:2]]
+    book.cells += [
+        nbformat.v4.new_code_cell(ASK.format(answer=answer, number=number))
+        for number, answer in enumerate(answers, start=1)
+    ]
+    course.write(tmp_path / path.name, book)
+    book = course.run(tmp_path / path.name, folder=settings.ROOT)
     assert complaints(book) == []
-    assert path.read_bytes() == before, "running it changed the file"
+    tagged = {
+        tag: [cell for cell in book.cells if tag in cell.metadata.get("tags", [])] for tag in ("check", "solution")
+    }
+    assert len(tagged["check"]) == len(tagged["solution"]) == len(answers)
+    for number, (check, solution) in enumerate(zip(*tagged.values(), strict=True), start=1):
+        assert check.outputs[-1].text == "No answer yet.\n", f"exercise {number} does not wait for an answer"
+        assert f"Exercise {number} is right" in solution.outputs[-1].text, f"its solution fails exercise {number}"
+    for number, cell in enumerate(book.cells[-len(answers) :], start=1):
+        assert cell.outputs[-1].text.startswith("refused: "), f"exercise {number} takes a wrong answer: {cell.outputs}"
     if path.name.startswith("03"):
         assert "tabby" in str(book) and "虎斑猫" in str(book)
