@@ -261,19 +261,23 @@ def _prose(source: str, *, first: bool) -> Iterator[NotebookNode]:
 
 
 def _code(cell: NotebookNode, kind: str) -> Iterator[NotebookNode]:
-    """Make slides of the code, the first below its lead if there is one, and a slide of each picture or table."""
+    """Make slides of the code, the first below its lead if there is one, and a slide of each picture or table.
+
+    What the code prints stands below it, or on a slide of its own if that would be too long.
+    """
     printed = [output for output in cell.outputs if output.output_type == "stream"]
     if printed or "Markdown(" not in cell.source:  # code that only words a conclusion: the conclusion is enough
         pieces = _pieces(cell.source)
+        lines = pieces[-1].count("\n") + sum(output.text.count("\n") for output in printed)
         for number, source in enumerate(pieces, start=1):
             code = copy.deepcopy(cell)
-            code.source, code.outputs = source, printed if number == len(pieces) else []
+            code.source, code.outputs = source, printed if number == len(pieces) and lines < MOST_LINES else []
             yield _cell(code, kind if number == 1 else "subslide")
-    for output in cell.outputs:
-        if output.output_type != "stream":
-            shown = copy.deepcopy(cell)
-            shown.outputs = [output]
-            yield _cell(shown, "subslide", transient={"remove_source": True})
+        printed = printed if lines >= MOST_LINES else []
+    for output in [*printed, *(output for output in cell.outputs if output.output_type != "stream")]:
+        shown = copy.deepcopy(cell)
+        shown.outputs = [output]
+        yield _cell(shown, "subslide", transient={"remove_source": True})
 
 
 def _pieces(source: str) -> list[str]:

@@ -179,7 +179,7 @@ def test_page_from_the_network_checks_the_same_hashes(monkeypatch, tmp_path, mod
 
 def test_missing_browser_is_said(monkeypatch):
     monkeypatch.setattr(browser.shutil, "which", lambda name: None)
-    assert "chromium" in browser.missing_browser()
+    assert "Chromium" in browser.missing_browser()
     with pytest.raises(browser.BrowserError, match="no browser"):
         browser.visit("http://127.0.0.1:1/")
     monkeypatch.setattr(browser, "find_spec", lambda name: None)
