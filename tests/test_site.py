@@ -140,6 +140,26 @@ def tab(chromium):
     tab.close()
 
 
+# The texts of table cells that hardly differ from what lies behind them: a contrast below 4.5, as WCAG counts it.
+PALE_CELLS = """() => {
+    const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => numbers(colour).slice(0, 3).map((part) => part / 255)
+        .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = (one) => {
+        for (; one; one = one.parentElement) {
+            const colour = getComputedStyle(one).backgroundColor;
+            if ((numbers(colour)[3] ?? 1) > 0.5) return colour;
+        }
+        return "rgb(255, 255, 255)";
+    };
+    return Array.from(document.querySelectorAll("td, th")).filter((cell) => {
+        const [a, b] = [light(getComputedStyle(cell).color), light(behind(cell))];
+        return cell.innerText.trim() && (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+    }).map((cell) => cell.innerText);
+}"""
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", publish.SCREENS)
@@ -154,6 +174,8 @@ def test_pages_open_without_network_error_or_missing_picture(site, tab, screen, 
         wide = tab.evaluate("Math.max(document.scrollingElement.scrollWidth, document.body.scrollWidth) - innerWidth")
         assert wide <= 1, f"{page.name} is {wide} px wider than the {screen}"
         assert tab.evaluate("document.documentElement.dataset.theme") == scheme, f"{page.name} is not {scheme}"
+        pale = tab.evaluate(PALE_CELLS)
+        assert not pale, f"{page.name}, {scheme}: {len(pale)} cells of tables cannot be read: {pale[:5]}"
 
 
 @pytest.mark.browser
