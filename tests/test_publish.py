@@ -160,6 +160,12 @@ def test_the_book_holds_every_notebook(tmp_path, monkeypatch):
             "Array.from(document.querySelectorAll('pre')).filter((one) => one.scrollWidth > one.clientWidth + 1).length"
         )
         assert wide == 0, "code runs off the page"
+        clipped = tab.evaluate(
+            """Array.from(document.querySelectorAll("table, img, pre")).filter((one) =>
+                one.getBoundingClientRect().right > document.body.getBoundingClientRect().right + 1
+            ).map((one) => one.innerText.slice(0, 80) || one.alt)"""
+        )
+        assert not clipped, f"it runs off the page: {clipped}"
     assert "虎斑猫" in page.read_text("utf-8")
 
 

@@ -1,6 +1,10 @@
 // Run before the book is printed: opens what is folded, and puts a table of contents on a page of its own.
 (() => {
   for (const one of document.querySelectorAll("details")) one.open = true;
+  for (const table of document.querySelectorAll("table")) {
+    const room = document.body.clientWidth / table.scrollWidth;
+    if (room < 1) table.style.zoom = room;  // what does not fit on the page gets smaller
+  }
   const text = (heading) => heading.innerText.replace("¶", "").trim();
   const chapters = Array.from(document.querySelectorAll("h2")).filter((one) => /^\d\d · |^Teach/.test(text(one)));
   const contents = document.createElement("nav");
