@@ -2,7 +2,8 @@
 (() => {
   for (const one of document.querySelectorAll("details")) one.open = true;
   for (const table of document.querySelectorAll("table")) {
-    const room = document.body.clientWidth / table.getBoundingClientRect().width;
+    const box = table.getBoundingClientRect();
+    const room = (document.body.getBoundingClientRect().right - box.left) / box.width;
     if (room < 1) table.style.zoom = room;  // what does not fit on the page gets smaller
   }
   const text = (heading) => heading.innerText.replace("¶", "").trim();
