@@ -34,7 +34,7 @@ myst_heading_anchors = 3
 
 
 def _name_pictures(app, doctree):
-    """Give the pictures that cells draw an alternative text: the section that explains them."""
+    """Name the section as the alternative text of pictures whose cells give none (metadata ``mystnb.image.alt``)."""
     from docutils import nodes
 
     for image in doctree.findall(nodes.image):

@@ -91,6 +91,20 @@ def test_links_in_markdown_files_resolve():
                 assert (ROOT / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
+@pytest.mark.parametrize("path", course.notebooks(), ids=lambda path: path.stem)
+def test_no_text_needs_a_typesetter_of_formulas(path):
+    """MathJax comes from a network, so formulas are written in plain characters or as code."""
+    cells = course.read(path).cells
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    texts += [data["text/markdown"] for data in shown if "text/markdown" in data]
+    plain = re.sub(r"(?s)```.*?```|`[^`\n]*`", "", "\n".join(texts))
+    assert re.findall(r"\$[^$\n]+\$|\\[(\[]", plain) == [], (
+        "TeX formulas stay dollars and backslashes without a network"
+    )
+    assert not any("text/latex" in data for data in shown), "an output is TeX"
+
+
 def test_the_command_for_the_web_runtime_is_one_everywhere():
     for path in (ROOT / "README.md", ROOT / ".ci" / "run", *settings.NOTEBOOKS.glob("11_*.ipynb")):
         named = re.findall(r"onnxruntime-web@([\d.]+\d)", path.read_text("utf-8"))

@@ -292,7 +292,8 @@ def test_a_picture_is_described_by_its_cell_or_else_by_its_section(small_site):
     for cell in cells[1:]:
         cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": dot})]
     cells[1].metadata["mystnb"] = {"image": {"alt": "Line plot of this against that."}}
-    course.write(small_site / "notebooks" / "00_counts.ipynb", nbformat.v4.new_notebook(cells=cells))
+    book = nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    course.write(small_site / "notebooks" / "00_counts.ipynb", book)
     done = build(small_site, "--only", "01")
     assert done.returncode == 0, done.stdout + done.stderr
     page = html.unescape((small_site / "_build" / "html" / "00_counts.html").read_text("utf-8"))
@@ -304,7 +305,10 @@ def test_a_picture_is_described_by_its_cell_or_else_by_its_section(small_site):
     ("code", "says"),
     [
         (["1 + 1", "raise RuntimeError('on purpose')"], r"in code cell \[2\]: RuntimeError: on purpose"),
-        (["import os\nos.abort()"], "in an unknown cell: the kernel died"),
+        (
+            ["import os\nos.write(2, b'last words')\nos._exit(1)"],
+            "in an unknown cell: the kernel died",
+        ),
     ],
     ids=["a cell raises", "the kernel dies"],
 )
@@ -316,8 +320,8 @@ def test_a_failing_notebook_is_named_and_the_others_still_run(small_site, code, 
     assert re.search(rf"FAILED  00_counts  {says}", done.stdout), done.stdout
     assert re.search(r"passed  01_second", done.stdout)
     if "died" in says:  # Sphinx began anew after that
-        last_words = (small_site / "_build" / "kernels.log").read_text("utf-8", errors="replace")
-        assert "Fatal Python error: Aborted" in last_words, f"the dead kernel's last words are lost; kept: {last_words}"
+        log = (small_site / "_build" / "kernels.log").read_text("utf-8")
+        assert "last words" in log, f"what the kernel said before it died is lost; kept: {log}"
 
 
 def test_a_cell_that_writes_on_stderr_fails_the_build(small_site):
