@@ -233,7 +233,7 @@ def test_the_error_lab_shows_the_errors_that_its_table_promises():
 WRONG = {  # notebook -> a wrong answer to each of its exercises
     "00": ["more_without, more_with = -1, -1", "squares = -1"],
     "01": ["most_common = 'Nothing'", "def is_right(path):\n    return True"],
-    "02": ["batch_only = session", "smallest = -1"],
+    "02": ["batch_only = dynamic", "smallest = -1"],
     "03": ["p_swapped = -1.0", "batch_logits = np.zeros((len(photos), 1000))"],
     "04": ["batch_over_single = -1.0", "def verdict(over, under):\n    return 'faster'"],
     "05": ["work_shows_at = -1", "one_by_one, in_batches = -1.0, -1.0"],
