@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 from nbconvert import SlidesExporter
@@ -23,10 +24,14 @@ from PIL import Image
 
 from helpers import browser, course, settings
 
+if TYPE_CHECKING:  # Playwright is needed only for the PDF and the pictures
+    from playwright.sync_api import Browser, Page
+
 LONGEST_LEAD = 45  # words of prose above a slide's code; the rest becomes the presenter's notes
 MOST_LINES = 25  # of code on a slide
 EXERCISES = re.compile(r"(?m)^## Exercises$")
 FRAME = (1280, 720)  # a slide's width and height, in CSS pixels
+PAPER = {"width": 680, "height": 1000}  # of an A4 page between its margins, in CSS pixels
 SCREENS = {"desktop": 1280, "phone": 390}  # widths in CSS pixels
 STRIP = 3000  # height of one picture of a long page, in CSS pixels; browsers draw nothing above about 16,000
 
@@ -62,6 +67,7 @@ def slides(path: Path, out: Path) -> Path:
     reveal = Path(package.origin).parent / "_static" / "revealjs"
     for part in ("dist", "plugin/notes"):
         shutil.copytree(reveal / part, out / "reveal" / part, dirs_exist_ok=True)
+    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=_scripts)
     for name in ("slides.css", "slides.js"):
         shutil.copyfile(settings.NOTEBOOKS / "_static" / name, out / name)
     exporter = SlidesExporter(raw_template=DECK, embed_images=True)
@@ -122,10 +128,7 @@ def pdf(out: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         page = _single_page(Path(folder))
         with sync_playwright() as playwright, browser.launch(playwright) as chromium:
-            tab = chromium.new_page()
-            tab.goto(page.as_uri())
-            tab.evaluate((settings.NOTEBOOKS / "_static" / "print.js").read_text(encoding="utf-8"))
-            tab.pdf(
+            _on_paper(chromium, page).pdf(
                 path=out,
                 format="A4",
                 print_background=True,
@@ -188,6 +191,15 @@ def _plots(book: NotebookNode) -> Iterator[Image.Image]:
 
 def _scripts(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name.endswith(".py") or name == "__pycache__"}
+
+
+def _on_paper(chromium: "Browser", page: Path) -> "Page":
+    """Open the book as wide as it is printed, so that what is too wide for the paper is found and made smaller."""
+    tab = chromium.new_page(viewport=PAPER)
+    tab.emulate_media(media="print")
+    tab.goto(page.as_uri())
+    tab.evaluate((settings.NOTEBOOKS / "_static" / "print.js").read_text(encoding="utf-8"))
+    return tab
 
 
 def _single_page(folder: Path) -> Path:
@@ -266,7 +278,7 @@ def _code(cell: NotebookNode, kind: str) -> Iterator[NotebookNode]:
     What the code prints stands below it, or on a slide of its own if that would be too long.
     """
     printed = [output for output in cell.outputs if output.output_type == "stream"]
-    if printed or "Markdown(" not in cell.source:  # code that only words a conclusion: the conclusion is enough
+    if not _only_words(cell):
         pieces = _pieces(cell.source)
         lines = pieces[-1].count("\n") + sum(output.text.count("\n") for output in printed)
         for number, source in enumerate(pieces, start=1):
@@ -278,6 +290,12 @@ def _code(cell: NotebookNode, kind: str) -> Iterator[NotebookNode]:
         shown = copy.deepcopy(cell)
         shown.outputs = [output]
         yield _cell(shown, "subslide", transient={"remove_source": True})
+
+
+def _only_words(cell: NotebookNode) -> bool:
+    """Whether code does nothing but word a conclusion; then the conclusion is enough."""
+    defines = re.search(r"(?m)^(def|class) ", cell.source)
+    return bool(cell.outputs) and not defines and all("text/markdown" in one.get("data", {}) for one in cell.outputs)
 
 
 def _pieces(source: str) -> list[str]:

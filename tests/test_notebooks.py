@@ -242,7 +242,7 @@ WRONG = {  # notebook -> a wrong answer to each of its exercises
         "kept = onnx.ModelProto()",
         "def needs_onnxsim(path, simplified_path):\n    return True",
     ],
-    "07": ["smallest_epsilon = -1.0", "factor = -1.0"],
+    "07": ["smallest_epsilon = 1.0", "factor = -1.0"],
     "08": ["modules = nodes = -1", "exported = error_original = error_copy = -1.0"],
     "09": ["batch_needed = 3", "depthwise_share = -1.0"],
     "10": ["error_per_tensor = -1.0", "def step(low, high):\n    return -1.0\nfactor = -1.0"],

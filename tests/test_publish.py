@@ -2,17 +2,20 @@
 
 import re
 import shutil
-from html import escape
+import subprocess
+from html import escape, unescape
 
 import nbformat
 import pytest
 from PIL import Image
 
 from helpers import __main__ as command
-from helpers import browser, course, publish, settings
+from helpers import browser, course, plots, publish, settings
 
 needs_browser = pytest.mark.skipif(bool(browser.missing_browser()), reason=browser.missing_browser())
 BOOKS = course.notebooks()
+LOCAL = ("file:", "data:", "blob:", "about:")
+READABLE = 0.7  # the least zoom of a slide with code: 13 px on a wall of 720
 
 
 def tags(cell):
@@ -62,21 +65,24 @@ def test_every_slide_is_in_its_frame_and_not_blank(decks):
         trouble = []
         tab.on("console", lambda message: trouble.append(message.text))
         tab.on("pageerror", lambda error: trouble.append(str(error)))
+        tab.on("request", lambda asked: trouble.append(asked.url) if not asked.url.startswith(LOCAL) else None)
         for deck in decks:
             tab.goto(deck.as_uri())
             tab.wait_for_function("document.documentElement.dataset.ready === 'yes'")
             count = tab.evaluate("Reveal.getTotalSlides()")
             assert count > 20, deck.name
             for number in range(count):
-                left, top, right, bottom, text, pictures, broken = tab.evaluate(
-                    """(() => {
+                left, top, right, bottom, text, pictures, broken, zoom, has_code = tab.evaluate(
+                    """(async () => {
+                        await fitted;  // once its pictures are there
                         const slide = Reveal.getCurrentSlide();
                         const boxes = Array.from(slide.querySelectorAll("*"), (one) => one.getBoundingClientRect());
                         const seen = boxes.filter((box) => box.width && box.height);
                         return [Math.min(...seen.map((box) => box.left)), Math.min(...seen.map((box) => box.top)),
                                 Math.max(...boxes.map((box) => box.right)), Math.max(...boxes.map((box) => box.bottom)),
                                 slide.innerText.trim().length, slide.querySelectorAll("img, svg").length,
-                                Array.from(slide.querySelectorAll("img")).filter((one) => !one.naturalWidth).length];
+                                Array.from(slide.querySelectorAll("img")).filter((one) => !one.naturalWidth).length,
+                                Number(slide.style.zoom), Boolean(slide.querySelector(".highlight"))];
                     })()"""
                 )
                 where = f"{deck.name}, slide {number + 1}"
@@ -84,8 +90,31 @@ def test_every_slide_is_in_its_frame_and_not_blank(decks):
                 assert not broken, f"{where}: {broken} pictures are broken"
                 assert left >= -1 and top >= -1, f"{where} begins outside: {left:.0f}, {top:.0f}"
                 assert right <= width + 1 and bottom <= height + 1, f"{where} runs off: {right:.0f} × {bottom:.0f}"
+                assert zoom >= READABLE or not has_code, (
+                    f"{where} is shrunk to {zoom:.2f}: part its code by a blank line"
+                )
                 tab.evaluate("Reveal.next()")
         assert trouble == []
+
+
+@needs_browser
+def test_key_s_opens_the_presenters_notes(decks):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+        tab = chromium.new_page()
+        tab.goto(decks[0].as_uri())
+        tab.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+        while not (notes := tab.evaluate("Reveal.getSlideNotes()")):
+            assert not tab.evaluate("Reveal.isLastSlide()"), "no slide has notes"
+            tab.evaluate("Reveal.next()")
+        words = unescape(re.sub(r"<[^>]+>", "", notes)).split()[:4]
+        with tab.expect_popup() as opened:
+            tab.keyboard.press("s")
+        opened.value.wait_for_function(
+            "words => words.every((one) => document.querySelector('.speaker-controls-notes').innerText.includes(one))",
+            arg=words,
+        )
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
@@ -147,10 +176,7 @@ def test_the_book_holds_every_notebook(tmp_path, monkeypatch):
 
     page = publish._single_page(tmp_path)
     with sync_playwright() as playwright, browser.launch(playwright) as chromium:
-        tab = chromium.new_page(viewport={"width": 700, "height": 1000})  # as wide as the paper between its margins
-        tab.emulate_media(media="print")
-        tab.goto(page.as_uri())
-        tab.evaluate((settings.NOTEBOOKS / "_static" / "print.js").read_text("utf-8"))
+        tab = publish._on_paper(chromium, page)
         contents = tab.inner_text("nav.book-contents")
         for path in BOOKS:
             assert course.title(path).replace("`", "") in contents
@@ -178,8 +204,16 @@ def test_the_book_needs_a_browser_and_says_so(monkeypatch, tmp_path, capsys):
 @needs_browser
 def test_the_pdf_command_prints_one(tmp_path, capsys):
     assert command.main(["pdf", "--out", str(tmp_path / "book.pdf")]) == 0
-    assert (tmp_path / "book.pdf").read_bytes().startswith(b"%PDF")
+    book = (tmp_path / "book.pdf").read_bytes()
+    assert book.startswith(b"%PDF")
     assert "book.pdf" in capsys.readouterr().out
+    assert len(re.findall(rb"/Type\s*/Page\b", book)) > 10 * len(BOOKS), "pages are missing"
+    if not plots.cjk_font():
+        pytest.skip("the PDF is there; no Chinese font is installed here, so its Chinese is not looked for")
+    if not shutil.which("pdftotext"):
+        pytest.skip("the PDF is there; pdftotext (poppler-utils) is not, so its Chinese is not looked for")
+    text = subprocess.run(["pdftotext", tmp_path / "book.pdf", "-"], capture_output=True, check=True).stdout.decode()
+    assert "虎斑猫" in text, "its Chinese cannot be read"
 
 
 PAGE = """<!doctype html><meta name="color-scheme" content="light dark"><title>A page</title>
