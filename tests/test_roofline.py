@@ -80,6 +80,12 @@ def test_bandwidth_counts_each_array_once():
     assert (table["gb_per_s"] > 0).all() and (table["array_mib"] == 1).all()
 
 
+def test_short_memory_makes_smaller_arrays_and_says_so(monkeypatch):
+    monkeypatch.setattr(roofline.memory, "available_mib", lambda: 16.0)
+    table = roofline.bandwidth(runs=5)
+    assert (table["array_mib"] == 2).all() and table["note"].str.contains("memory is short").all()
+
+
 def test_arrays_are_larger_than_the_cache(monkeypatch, tmp_path):
     (tmp_path / "index0").mkdir()
     (tmp_path / "index0" / "size").write_text("32K\n")
