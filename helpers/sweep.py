@@ -213,6 +213,32 @@ def to_table(rows: Iterable[dict]) -> pd.DataFrame:
     return table
 
 
+def beside_peaks(table: pd.DataFrame, model: nn.Module) -> pd.DataFrame:
+    """Set memory estimates beside the peaks that were measured.
+
+    Args:
+        table: rows of ``run``.
+        model: the network that was measured.
+    Returns:
+        One row a column whose peaks are known: "peaks" (how many), "estimate / peak, lowest", "highest" and "above the
+        margin" (how many peaks are above ``memory.MARGIN`` times their estimate).
+    """
+    found = table[table["peak_rss_mib"].notna()]
+    estimates = [
+        memory.estimate_mib(model, (row.batch, 3, row.size, row.size), kind=_kind(row.column))
+        for row in found[["batch", "size", "column"]].itertuples(index=False)
+    ]
+    off = (estimates / found["peak_rss_mib"]).groupby(found["column"])
+    return pd.DataFrame(
+        {
+            "peaks": off.size(),
+            "estimate / peak, lowest": off.min(),
+            "highest": off.max(),
+            "above the margin": off.agg(lambda ratios: int((memory.MARGIN * ratios < 1).sum())),
+        }
+    )
+
+
 NUMBERS = (
     "p50_ms", "p10_ms", "p90_ms", "min_ms", "images_per_s", "ratio", "ratio_low", "ratio_high", "runs", "rounds",
     "load_ms", "first_run_ms", "gflop", "max_rel_error", "foreign_cpu", "repeated_blocks",
@@ -337,14 +363,14 @@ class _Sweep:
     ) -> tuple[backends.Backend, dict[str, object]]:
         """Return the backend of a column and what is known of it before it is timed; others are open beside it."""
         facts: dict[str, object] = {"gflop": gflop(self.model, shape)}
-        kind = "pytorch" if column.startswith("pytorch") else "onnx"
+        kind = _kind(column)
         if "gpu" not in column:
             facts["estimated_mib"] = memory.estimate_mib(self.model, shape, kind=kind)
             available = memory.available_mib() - sum(other.get("estimated_mib", 0.0) for other in others)
-            if facts["estimated_mib"] > available:
+            if memory.MARGIN * facts["estimated_mib"] > available:
                 raise memory.OutOfMemoryError(
-                    f"it needs about {facts['estimated_mib']:.0f} MiB and {max(available, 0):.0f} MiB are "
-                    "free beside the columns measured with it; it was not run"
+                    f"it needs about {facts['estimated_mib']:.0f} MiB, perhaps ×{memory.MARGIN}, and "
+                    f"{max(available, 0):.0f} MiB are free beside the columns measured with it; it was not run"
                 )
         path = None if kind == "pytorch" else self.make_file("onnx_fix" if "gpu" in column else column, shape)
         if column in self.peaks_of and "gpu" not in column:
@@ -489,6 +515,11 @@ class _Progress:
 
 def _key(network: str, column: str, shape: Sequence[int]) -> str:
     return f"{machine.identity()}/{network}/{column}/{'x'.join(map(str, shape))}/protocol-{PROTOCOL}"
+
+
+def _kind(column: str) -> str:
+    """Return the kind of a column, as ``memory.estimate_mib`` knows it."""
+    return "pytorch" if column.startswith("pytorch") else "onnx"
 
 
 def _pixels(shape: Sequence[int]) -> int:

@@ -14,10 +14,12 @@ import onnxruntime as ort
 import psutil
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from helpers import memory
+from helpers import memory, models, settings, sweep
 
+RESULTS = settings.DATA / "results"
 SHAPE = (1, 3, 32, 32)
 GIB = 2**30
 SMALL = """
@@ -60,11 +62,23 @@ def child(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2, 16])
 def test_largest_layer_is_counted_as_by_hand(model, batch):
     """The ReLU: 8 channels of 32 × 32 in, as many out, 4 bytes each."""
-    assert memory.largest_layer_mib(model, (batch, *SHAPE[1:])) == batch * 2 * 8 * 32 * 32 * 4 / 2**20
+    found = memory.largest_layer_mib(model, (batch, *SHAPE[1:]), kind="pytorch")
+    assert found == batch * 2 * 8 * 32 * 32 * 4 / 2**20
+
+
+def test_layers_that_onnxruntime_joins_with_a_convolution_do_not_count(model):
+    """What is left as the largest is the convolution: 3 channels in, 8 out."""
+    assert memory.largest_layer_mib(model, SHAPE, kind="onnx") == (3 + 8) * 32 * 32 * 4 / 2**20
+
+
+def test_hardswish_needs_one_more_tensor_in_onnxruntime():
+    one, two, three = (n * 3 * 32 * 32 * 4 / 2**20 for n in (1, 2, 3))
+    found = [memory.largest_layer_mib(nn.Hardswish(), SHAPE, kind=kind) for kind in ("pytorch", "onnx")]
+    assert found == [two, three], f"one tensor has {one} MiB"
 
 
 def test_largest_layer_leaves_the_network_as_it_was(model):
-    memory.largest_layer_mib(model, (3, 3, 64, 64))
+    memory.largest_layer_mib(model, (3, 3, 64, 64), kind="pytorch")
     assert next(model.parameters()).device.type == "cpu"
     assert not any(module._forward_hooks for module in model.modules()), "hooks were left on the reader's network"
 
@@ -75,6 +89,18 @@ def test_estimate_grows_with_batch_and_size(model, kind):
     found = [memory.estimate_mib(model, shape, kind=kind) for shape in shapes]
     assert found[0] > memory.BASE_MIB[kind]
     assert found == sorted(set(found)), f"a larger input is said to need no more: {found}"
+
+
+@pytest.mark.parametrize("machine", ["amd-epyc-2-cores-799ae1aeba", "intel-xeon-2-cores-c485a704c8"])
+def test_no_measured_peak_was_above_its_estimate_and_margin(machine):
+    networks = {name: torchvision.models.get_model(name, weights=None).eval() for name in models.NETWORKS}
+    rows = [row for row in sweep.read_rows(RESULTS / f"{machine}.jsonl") if row.get("peak_rss_mib")]
+    assert len(rows) > 100, "the file should hold a full run"
+    for row in rows:
+        shape = (row["batch"], 3, row["size"], row["size"])
+        kind = "pytorch" if row["column"] == "pytorch_cpu" else "onnx"
+        estimate = memory.estimate_mib(networks[row["network"]], shape, kind=kind)
+        assert memory.MARGIN * estimate > row["peak_rss_mib"], f"{row['network']}, {row['column']}, {shape}"
 
 
 def test_estimate_grows_with_the_weights(model):

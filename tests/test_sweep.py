@@ -484,9 +484,15 @@ def test_more_than_is_free_is_not_tried(monkeypatch, model, make_file, results, 
 
 
 def test_columns_measured_together_must_fit_in_together(monkeypatch, model, make_file, results, timer):
-    enough_for_one = memory.estimate_mib(model, SHAPES[0], kind="pytorch") + 10
-    monkeypatch.setattr(memory, "available_mib", lambda: enough_for_one)
+    monkeypatch.setattr(memory, "estimate_mib", lambda model, shape, *, kind: 100.0)
+    monkeypatch.setattr(memory, "available_mib", lambda: 100.0 * memory.MARGIN + 10)
     assert statuses(run(model, make_file, results)) == {"onnx_fix": "oom", "pytorch_cpu": "ok"}
+
+
+def test_margin_above_the_estimate_must_be_free_too(monkeypatch, model, make_file, results, timer):
+    monkeypatch.setattr(memory, "estimate_mib", lambda model, shape, *, kind: 100.0)
+    monkeypatch.setattr(memory, "available_mib", lambda: 100.0 * memory.MARGIN - 1)
+    assert statuses(run(model, make_file, results)) == {"onnx_fix": "oom", "pytorch_cpu": "oom"}
 
 
 def test_peaks_are_measured_of_the_columns_asked_for(monkeypatch, model, make_file, onnx_file, results, timer):
@@ -498,6 +504,21 @@ def test_peaks_are_measured_of_the_columns_asked_for(monkeypatch, model, make_fi
     asked = [call.kwargs for call in measured.call_args_list]
     same = {"shape": SHAPES[0], "threads": 1}
     assert len(asked) == 2 and same | {"network": "tiny"} in asked and same | {"path": onnx_file} in asked
+
+
+def test_estimates_are_set_beside_the_peaks_of_each_column(monkeypatch, model):
+    monkeypatch.setattr(memory, "estimate_mib", lambda model, shape, *, kind: {"onnx": 100.0, "pytorch": 700.0}[kind])
+    rows = {"column": ["onnx_fix", "onnx_fix", "pytorch_cpu"], "batch": 1, "size": 32}
+    peaks = [50.0, 100.0 * memory.MARGIN + 1, 700.0]
+    found = sweep.beside_peaks(pd.DataFrame({**rows, "peak_rss_mib": peaks}), model)
+    assert found["peaks"].to_dict() == {"onnx_fix": 2, "pytorch_cpu": 1}
+    assert found["above the margin"].to_dict() == {"onnx_fix": 1, "pytorch_cpu": 0}
+    assert found.loc["onnx_fix", "highest"] == 2 and found.loc["pytorch_cpu", "estimate / peak, lowest"] == 1
+
+
+def test_no_peaks_no_estimates(model):
+    rows = {"column": ["onnx_fix"], "batch": 1, "size": 32, "peak_rss_mib": math.nan}
+    assert sweep.beside_peaks(pd.DataFrame(rows), model).empty
 
 
 def test_peak_that_runs_out_of_memory_is_oom(monkeypatch, model, make_file, results, timer):
