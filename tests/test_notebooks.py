@@ -112,13 +112,13 @@ onnx.save(file, path)
 """
 
 
-def run_damaged(number, path, folder, monkeypatch):
-    """Run a notebook at quick effort, with one simplified file damaged just after it was written."""
+def run_damaged(number, path, folder, monkeypatch, *, written_by="onnxsim.simplify("):
+    """Run a notebook at quick effort, with one file damaged just after the cell that wrote it."""
     monkeypatch.setenv("COURSE_EFFORT", "quick")
     monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
     book = course.read(course.choose([number])[0])
     code = [at for at, cell in enumerate(book.cells) if cell.cell_type == "code"]
-    at = next(at for at in code if "onnxsim.simplify(" in book.cells[at].source)
+    at = next(at for at in code if written_by in book.cells[at].source)
     book.cells.insert(at + 1, nbformat.v4.new_code_cell(DAMAGE.format(path=path)))
     course.write(folder / f"{number}_damaged.ipynb", book)
     return course.run(folder / f"{number}_damaged.ipynb", folder=settings.ROOT)
@@ -132,6 +132,15 @@ def test_a_damaged_file_changes_the_conclusion_of_06(tmp_path, monkeypatch):
 def test_a_damaged_file_stops_07_and_is_named(tmp_path, monkeypatch):
     with pytest.raises(CellExecutionError, match=r"outside the tolerance of \S+: resnet18 ONNX-sim: "):
         run_damaged("07", 'files["resnet18", "ONNX-sim"]', tmp_path, monkeypatch)
+
+
+def test_a_damaged_file_changes_the_conclusion_of_08_and_its_guard_says_why(tmp_path, monkeypatch):
+    damaged = 'files["resnet18", "train", "new"]'
+    book = run_damaged("08", damaged, tmp_path, monkeypatch, written_by="export_and_watch(subject")
+    text = str(book)
+    assert "**2 of 6 files are right.**" in text, "the damaged file was counted among the right ones"
+    assert "Accepted 2 of 6 files. Wrong files let through: **0**" in text, "the guard let the damaged file through"
+    assert "Right although the model was in train mode: 2." in text, "the other right files should be left"
 
 
 POOR_MACHINE = """
