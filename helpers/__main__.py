@@ -204,12 +204,14 @@ def _render(chosen: list[str], results: dict[str, dict], *, cache: Path, out: Pa
     A cell that fails is myst-nb's business, but a kernel that dies takes Sphinx along. That notebook is then left out
     of the next try, which finds the others in the cache.
     """
+    from nbclient import NotebookClient
     from nbclient.exceptions import DeadKernelError
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     from helpers import course
 
+    NotebookClient.shutdown_kernel.default_value = "immediate"  # as in course.run; myst-nb has no setting for it
     running: list[tuple[str, float]] = []
 
     def before(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -5,10 +5,12 @@ Taught in notebooks/04_speed_resnet18.ipynb.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 
 from helpers import settings, sweep, timing
@@ -103,6 +105,24 @@ def article_rows(network: str) -> pd.DataFrame:
     )
     long["p50_ms"] *= 1e3
     return long.assign(network=network, status="ok", peak_rss_mib=math.nan)
+
+
+def own_files(
+    make_file: Callable[[str, sweep.Shape], Path], shape: sweep.Shape, *, kinds: Iterable[str] = ("fix", "dyn")
+) -> pd.DataFrame:
+    """Count the nodes and bytes of the reader's files before and after onnxsim, as ``judge`` takes them.
+
+    Args:
+        make_file: returns the .onnx file for a column and an input shape, as for ``sweep.run``.
+        shape: of the input, (N, 3, H, W).
+        kinds: of file, "fix" and "dyn".
+    """
+    rows = {}
+    for kind in kinds:
+        paths = {"before": make_file(f"onnx_{kind}", shape), "after": make_file(f"onnx_{kind}_sim", shape)}
+        rows[kind] = {f"nodes_{when}": len(onnx.load(path).graph.node) for when, path in paths.items()}
+        rows[kind] |= {f"size_{when}": path.stat().st_size for when, path in paths.items()}
+    return pd.DataFrame(rows).T
 
 
 def article_files(network: str) -> pd.DataFrame:

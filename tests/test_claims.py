@@ -3,6 +3,8 @@
 import math
 
 import numpy as np
+import onnx
+import onnx.parser
 import pandas as pd
 import pytest
 
@@ -154,3 +156,18 @@ def test_every_claim_about_speed_is_judged_once():
     found = list(claims.judge(make_table(cpu_only)).index)
     numbers = [claim.split()[0] for claim in found]
     assert [f"C{n}" for n in range(1, 13)] == list(dict.fromkeys(numbers)), found
+
+
+def test_own_files_are_counted_before_and_after(tmp_path):
+    nodes = {"onnx_fix": 3, "onnx_fix_sim": 1}
+
+    def make_file(column, shape):
+        assert shape == (1, 3, 32, 32)
+        lines = " ".join(f"x{i + 1} = Relu(x{i})" for i in range(nodes[column]))
+        text = f'<ir_version: 10, opset_import: ["": 18]> g (float[1] x0) => (float[1] x{nodes[column]}) {{ {lines} }}'
+        onnx.save(onnx.parser.parse_model(text), tmp_path / f"{column}.onnx")
+        return tmp_path / f"{column}.onnx"
+
+    found = claims.own_files(make_file, (1, 3, 32, 32), kinds=("fix",)).loc["fix"]
+    assert (found["nodes_before"], found["nodes_after"]) == (3, 1)
+    assert found["size_before"] > found["size_after"] == (tmp_path / "onnx_fix_sim.onnx").stat().st_size
