@@ -171,6 +171,53 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(number, tmp_path, monkey
         assert "weights in 7 bits" in text, "without VNNI, sums of INT8 products may overflow"
 
 
+LIKE_IMAGENETTE = """
+import hashlib, io, tarfile
+from pathlib import Path
+from PIL import Image
+from torchvision.datasets import Imagenette
+archive = Path({folder!r}) / "imagenette" / "imagenette2-160.tgz"
+archive.parent.mkdir()
+with tarfile.open(archive, "w:gz") as file:
+    for number, wordnet_id in enumerate(("n01440764", "n03888257")):
+        for shade in range(3):
+            data = io.BytesIO()
+            Image.new("RGB", (200, 160), (80 * number, 60 * shade, 90)).save(data, "JPEG")
+            entry = tarfile.TarInfo(f"imagenette2-160/val/{{wordnet_id}}/{{shade}}.JPEG")
+            entry.size = data.tell()
+            data.seek(0)
+            file.addfile(entry, data)
+right = hashlib.md5(archive.read_bytes()).hexdigest()
+Imagenette._ARCHIVES = {{"160px": ("http://127.0.0.1:9/imagenette2-160.tgz", {hash})}}  # nobody answers there
+weights = dataclasses.replace(weights, kind="imagenet")
+settings.EXPORTS, IMAGENETTE = archive.parents[1], True
+"""
+
+
+@pytest.mark.parametrize(
+    ("hash_", "said"),
+    [("right", "labelled accuracy: 6 pictures, Imagenette's validation set\n"), ("'0' * 32", "(no Imagenette: ")],
+    ids=["whole", "damaged"],
+)
+def test_labelled_accuracy_of_10_takes_imagenette_where_it_comes_whole(tmp_path, monkeypatch, hash_, said):
+    monkeypatch.setenv("COURSE_EFFORT", "quick")
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    book = course.read(course.choose(["10"])[0])
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    last = next(at for at, cell in enumerate(cells) if "labelled_images()" in cell.source)
+    stage = "import dataclasses\n" + LIKE_IMAGENETTE.format(folder=str(tmp_path), hash=hash_)
+    look = "print(labelled.shape, sorted(set(label_ids.tolist())))"
+    code = [*(cell.source for cell in cells[:last]), stage, cells[last].source, look]
+    book.cells = [nbformat.v4.new_code_cell(source) for source in code]
+    course.write(tmp_path / "10_labelled.ipynb", book)
+    printed = [
+        cell.outputs[-1].text for cell in course.run(tmp_path / "10_labelled.ipynb", folder=settings.ROOT).cells[-2:]
+    ]
+    assert said in printed[0]
+    if hash_ == "right":
+        assert printed[1] == "(6, 3, 128, 128) [0, 701]\n", "tench and parachute, by ImageNet's class ids"
+
+
 NO_ENGINES = """
 find_spec = importlib.util.find_spec
 hidden = ("openvino", "cv2", "ncnn", "pnnx", "skl2onnx", "keras")
