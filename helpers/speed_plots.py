@@ -58,8 +58,9 @@ def times(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str]
     shapes = table[["batch", "size"]].drop_duplicates().sort_values(["batch", "size"])
     place = {shape: x for x, shape in enumerate(shapes.itertuples(index=False, name=None))}
     for column, rows in _measured(table, columns):
-        x = [place[shape] for shape in zip(rows["batch"], rows["size"], strict=True)]
-        _line(ax, column, x, rows, "p50_ms", "p10_ms", "p90_ms")
+        for number, (batch, part) in enumerate(rows.groupby("batch")):  # a line must not join batch 1 and batch 16
+            x = [place[batch, size] for size in part["size"]]
+            _line(ax, column, x, part, "p50_ms", "p10_ms", "p90_ms", labelled=number == 0)
     one_batch = shapes["batch"].nunique() == 1
     names = [str(size) if one_batch else f"{batch}×{size}" for batch, size in place]
     ax.set_xticks(range(len(place)), names, rotation=0 if one_batch else 60)
@@ -175,9 +176,12 @@ def _measured(table: pd.DataFrame, columns: Sequence[str] | None, value: str = "
     return [(column, part) for column, part in parts if len(part)]
 
 
-def _line(ax: Axes, column: str, x: Sequence, rows: pd.DataFrame, middle: str, *spread: str) -> None:
+def _line(
+    ax: Axes, column: str, x: Sequence, rows: pd.DataFrame, middle: str, *spread: str, labelled: bool = True
+) -> None:
     colour, marker, line = STYLES[column]
-    ax.plot(x, rows[middle], color=colour, marker=marker, linestyle=line, markersize=5, label=COLUMNS[column])
+    label = COLUMNS[column] if labelled else None
+    ax.plot(x, rows[middle], color=colour, marker=marker, linestyle=line, markersize=5, label=label)
     if spread:
         ax.fill_between(x, rows[spread[0]], rows[spread[1]], color=colour, alpha=0.12, linewidth=0)
 
