@@ -1,5 +1,6 @@
 """The notebooks as readers get them: outputs fresh and clean, and every notebook runs alone at quick effort."""
 
+import functools
 import platform
 import re
 
@@ -154,23 +155,6 @@ torch.compile = no_compiler
 """
 
 
-@pytest.mark.parametrize("number", ["09", "10"])
-def test_what_a_machine_lacks_is_said_and_stops_nothing(number, tmp_path, monkeypatch):
-    monkeypatch.setenv("COURSE_EFFORT", "quick")
-    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    book = course.read(course.choose([number])[0])
-    first = next(at for at, cell in enumerate(book.cells) if cell.cell_type == "code")
-    book.cells.insert(first + 1, nbformat.v4.new_code_cell(POOR_MACHINE))
-    for cell in book.cells:
-        cell.source = cell.source.replace("if not TORCH_COMPILE:", "if False:")  # try it at quick effort, too
-    course.write(tmp_path / f"{number}_poor.ipynb", book)
-    text = str(course.run(tmp_path / f"{number}_poor.ipynb", folder=settings.ROOT))
-    assert "python -m pip install openvino" in text
-    assert "InvalidCxxCompiler" in text and "this processor has no bf16 instructions" in text
-    if number == "10" and platform.machine().lower() in ("x86_64", "amd64"):
-        assert "weights in 7 bits" in text, "without VNNI, sums of INT8 products may overflow"
-
-
 LIKE_IMAGENETTE = """
 import hashlib, io, tarfile
 from pathlib import Path
@@ -230,22 +214,6 @@ sys.meta_path.insert(0, Hidden())
 browser.missing_runtime = lambda: f"not installed: {browser.INSTALL}"
 paddle_export.NAME = "no_such_file.onnx"
 """
-
-
-def test_engines_that_are_not_installed_are_rows_that_say_how_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("COURSE_EFFORT", "quick")
-    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    book = course.read(course.choose(["11"])[0])
-    first = next(at for at, cell in enumerate(book.cells) if cell.cell_type == "code")
-    book.cells.insert(first + 1, nbformat.v4.new_code_cell(NO_ENGINES))
-    course.write(tmp_path / "11_poor.ipynb", book)
-    ran = course.run(tmp_path / "11_poor.ipynb", folder=settings.ROOT)
-    text = str(ran)
-    packages = ("openvino", "opencv-python-headless", "ncnn pnnx", "skl2onnx", "keras")
-    for command in (*(f"python -m pip install {package}" for package in packages), "npm install --prefix"):
-        assert f"not installed: {command}" in text, f"no row says: {command}"
-    assert "python -m helpers.paddle_export" in text
-    assert complaints(ran) == []
 
 
 def test_six_engines_and_the_browser_among_them_agreed_in_the_stored_run():
@@ -316,18 +284,41 @@ print(said)
 """
 
 
+STAGED = {"09": POOR_MACHINE, "10": POOR_MACHINE, "11": NO_ENGINES}  # these run where things are missing
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return a function that runs a notebook at quick effort from the root, once, with wrong answers at its end.
+
+    From notebooks/ they run in test_site.py, through the build command, and in test_jupyterlab.py.
+    """
+
+    @functools.cache
+    def run(path):
+        book, number = course.read(path), path.name[:2]
+        if number in STAGED:
+            first = next(at for at, cell in enumerate(book.cells) if cell.cell_type == "code")
+            book.cells.insert(first + 1, nbformat.v4.new_code_cell(STAGED[number]))
+            for cell in book.cells:
+                cell.source = cell.source.replace("if not TORCH_COMPILE:", "if False:")  # try it at quick effort, too
+        book.cells += [
+            nbformat.v4.new_code_cell(ASK.format(answer=answer, number=number))
+            for number, answer in enumerate(WRONG[path.name[:2]], start=1)
+        ]
+        copy = tmp_path_factory.mktemp("runs") / path.name
+        course.write(copy, book)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COURSE_EFFORT", "quick")
+            patch.setenv("COURSE_WEIGHTS", "stand-in")
+            return course.run(copy, folder=settings.ROOT)
+
+    return run
+
+
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
-def test_runs_alone_at_quick_effort_from_the_root(path, monkeypatch, tmp_path):
-    """From notebooks/ they run in test_site.py, through the build command. Here the exercises are answered, too."""
-    monkeypatch.setenv("COURSE_EFFORT", "quick")
-    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    book, answers = course.read(path), WRONG[path.name[:2]]
-    book.cells += [
-        nbformat.v4.new_code_cell(ASK.format(answer=answer, number=number))
-        for number, answer in enumerate(answers, start=1)
-    ]
-    course.write(tmp_path / path.name, book)
-    book = course.run(tmp_path / path.name, folder=settings.ROOT)
+def test_runs_alone_at_quick_effort_from_the_root(path, runs):
+    book, answers = runs(path), WRONG[path.name[:2]]
     assert complaints(book) == []
     tagged = {
         tag: [cell for cell in book.cells if tag in cell.metadata.get("tags", [])] for tag in ("check", "solution")
@@ -340,3 +331,20 @@ def test_runs_alone_at_quick_effort_from_the_root(path, monkeypatch, tmp_path):
         assert cell.outputs[-1].text.startswith("refused: "), f"exercise {number} takes a wrong answer: {cell.outputs}"
     if path.name.startswith("03"):
         assert "tabby" in str(book) and "虎斑猫" in str(book)
+
+
+@pytest.mark.parametrize("number", ["09", "10"])
+def test_what_a_machine_lacks_is_said_and_stops_nothing(number, runs):
+    text = str(runs(course.choose([number])[0]))
+    assert "python -m pip install openvino" in text
+    assert "InvalidCxxCompiler" in text and "this processor has no bf16 instructions" in text
+    if number == "10" and platform.machine().lower() in ("x86_64", "amd64"):
+        assert "weights in 7 bits" in text, "without VNNI, sums of INT8 products may overflow"
+
+
+def test_engines_that_are_not_installed_are_rows_that_say_how_to_get_them(runs):
+    text = str(runs(course.choose(["11"])[0]))
+    packages = ("openvino", "opencv-python-headless", "ncnn pnnx", "skl2onnx", "keras")
+    for command in (*(f"python -m pip install {package}" for package in packages), "npm install --prefix"):
+        assert f"not installed: {command}" in text, f"no row says: {command}"
+    assert "python -m helpers.paddle_export" in text
