@@ -303,8 +303,8 @@ def runs(tmp_path_factory):
             for cell in book.cells:
                 cell.source = cell.source.replace("if not TORCH_COMPILE:", "if False:")  # try it at quick effort, too
         book.cells += [
-            nbformat.v4.new_code_cell(ASK.format(answer=answer, number=number))
-            for number, answer in enumerate(WRONG[path.name[:2]], start=1)
+            nbformat.v4.new_code_cell(ASK.format(answer=answer, number=exercise))
+            for exercise, answer in enumerate(WRONG[number], start=1)
         ]
         copy = tmp_path_factory.mktemp("runs") / path.name
         course.write(copy, book)
