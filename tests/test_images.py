@@ -405,6 +405,7 @@ def test_random_crops_are_inputs_of_the_network(samples, size):
     for name, piece in crops.items():
         assert isinstance(piece, np.ndarray) and piece.dtype == np.float32, f"{name} is not float32"
         assert piece.shape == (1, 3, size or 224, size or 224), f"{name} has shape {piece.shape}"
+        assert piece.flags.c_contiguous, f"{name} is not in C order: engines that are timed on it would rearrange it"
         pixels = to_pixels(piece)
         assert pixels.min() > -0.01 and pixels.max() < 255.01, f"{name} is not normalised as the networks need it"
 
