@@ -227,7 +227,7 @@ def test_six_engines_and_the_browser_among_them_agreed_in_the_stored_run():
         for output in cell.outputs
         if "install (MiB)" in output.get("data", {}).get("text/html", "")
     )
-    assert re.search(r'col2"[^>]*>agrees</th>', html), "the table's columns have moved"
+    assert re.search(r'col2"[^>]*>ResNet-18</th>', html), "the table's columns have moved"
     rows = re.findall(r'class="row_heading[^>]*>([^<]+)</th>.*?col2"[^>]*>([^<]*)</td>', html, re.DOTALL)
     agreed = [engine for engine, agrees in rows if agrees == "yes"]
     assert len(agreed) >= 6 and "ONNX Runtime Web" in agreed, f"only {', '.join(agreed)}: store 11 with all engines"
