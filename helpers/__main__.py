@@ -37,7 +37,7 @@ def _fingerprint() -> str:
 
     myst-nb's cache looks at none of it, nor at the cells' metadata: it shows those of the run.
     """
-    from helpers import course
+    from helpers.course import notebooks
 
     helpers = settings.ROOT / "helpers"
     files = [*helpers.glob("*.py"), *helpers.glob("*.html"), *settings.WEIGHTS.glob("*")]
@@ -45,7 +45,7 @@ def _fingerprint() -> str:
     files += [path for path in settings.IMAGES.glob("*") if not path.name.startswith(".")]
     packages = sorted((one.name, one.version) for one in distributions())
     choices = sorted(item for item in os.environ.items() if item[0].startswith("COURSE_"))
-    books = map(course.read, course.notebooks())
+    books = map(notebooks.read, notebooks.notebooks())
     metadata = [cell.metadata for book in books for cell in book.cells if cell.cell_type == "code"]
     results = [path for name in ("*.jsonl", "*.csv") for path in (settings.DATA / "results").glob(name)]
     return f"{_hash(files, packages, choices, metadata)}\n{_hash(results)}\n"
@@ -79,12 +79,12 @@ def _cached(paths: list[Path], cache: Path) -> set[str]:
     """Return the names of the notebooks whose outputs the cache holds."""
     from jupyter_cache import get_cache
 
-    from helpers import course
+    from helpers.course import notebooks
 
     store, found = get_cache(cache), set()
     for path in paths:
         with suppress(KeyError):  # what is not there
-            store.match_cache_notebook(course.read(path))
+            store.match_cache_notebook(notebooks.read(path))
             found.add(path.stem)
     return found
 
@@ -129,12 +129,12 @@ def _run_side_by_side(paths: list[Path], cache: Path) -> set[str]:
     from jupyter_cache.base import CacheBundleIn
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    from helpers import course
+    from helpers.course import notebooks
 
     def run(path: Path) -> tuple[Path, nbformat.NotebookNode | None, float]:
         started = time.perf_counter()
         try:
-            book = course.run(path)
+            book = notebooks.run(path)
         except (CellExecutionError, CellTimeoutError, DeadKernelError):
             book = None
         return path, book, time.perf_counter() - started
@@ -159,9 +159,10 @@ def _run_side_by_side(paths: list[Path], cache: Path) -> set[str]:
 def build(effort: str, only: list[str], out: Path) -> int:
     """Run the notebooks and render the site; return the exit code."""
     os.environ["COURSE_EFFORT"] = effort  # the kernels inherit it
-    from helpers import course, images, models
+    from helpers import images, models
+    from helpers.course import notebooks
 
-    paths = course.choose(only)
+    paths = notebooks.choose(only)
     chosen = [path.stem for path in paths]
     KERNELS_LOG.unlink(missing_ok=True)
     images.sample_photos()
@@ -173,7 +174,7 @@ def build(effort: str, only: list[str], out: Path) -> int:
     cache, empty = _fresh_cache(effort)
     notes = dict.fromkeys(_cached(paths, cache), " (from the cache)")
     if effort == "quick":
-        shareable = [path for path in paths if path.stem not in notes and not course.needs_all_cores(path)]
+        shareable = [path for path in paths if path.stem not in notes and not notebooks.needs_all_cores(path)]
         notes |= dict.fromkeys(_run_side_by_side(shareable, cache), " (side by side with others)")
     while not _render(chosen, results, cache=cache, out=out):
         pass  # a kernel died; the rest goes on without that notebook
@@ -186,7 +187,7 @@ def build(effort: str, only: list[str], out: Path) -> int:
             print(f"  passed  {docname}  {result['runtime']:.1f} s{notes.get(docname, '')}")
         else:
             print(f"  FAILED  {docname}  {_reason(result['traceback'])}")
-    others = [path.stem for path in course.notebooks() if path.stem not in chosen]
+    others = [path.stem for path in notebooks.notebooks() if path.stem not in chosen]
     if others:
         print(f"  not run, shown with the outputs stored by the authors: {', '.join(others)}")
     if not all(result["succeeded"] for result in results.values()):
@@ -209,9 +210,9 @@ def _render(chosen: list[str], results: dict[str, dict], *, cache: Path, out: Pa
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-    from helpers import course
+    from helpers.course import notebooks
 
-    NotebookClient.shutdown_kernel.default_value = "immediate"  # as in course.run; myst-nb has no setting for it
+    NotebookClient.shutdown_kernel.default_value = "immediate"  # as in notebooks.run; myst-nb has no setting for it
     running: list[tuple[str, float]] = []
 
     def before(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -227,13 +228,13 @@ def _render(chosen: list[str], results: dict[str, dict], *, cache: Path, out: Pa
             print(f"{'done' if results[docname]['succeeded'] else 'FAILED'} in {seconds:.0f} s", flush=True)
 
     not_run = [
-        path.name for path in course.notebooks() if path.stem not in chosen or results.get(path.stem, {}).get("dead")
+        path.name for path in notebooks.notebooks() if path.stem not in chosen or results.get(path.stem, {}).get("dead")
     ]
     overrides = {
         "nb_execution_mode": "cache",
         "nb_execution_cache_path": str(cache),
         "nb_execution_excludepatterns": not_run,
-        "nb_execution_timeout": course.cell_timeout_s() or -1,  # -1: none
+        "nb_execution_timeout": notebooks.cell_timeout_s() or -1,  # -1: none
     }
     with (
         _quiet_kernels(),
@@ -274,20 +275,20 @@ def store(only: list[str]) -> int:
     """Run notebooks in place, keep their outputs, and refresh the generated lines; return the exit code."""
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    from helpers import course
+    from helpers.course import notebooks
 
     failed = False
     KERNELS_LOG.unlink(missing_ok=True)
-    for path in course.choose(only):
+    for path in notebooks.choose(only):
         print(f"{path.name} …", end=" ", flush=True)
         try:
             with _quiet_kernels():
-                seconds = course.store_outputs(path)
+                seconds = notebooks.store_outputs(path)
             print(f"{seconds:.0f} s", flush=True)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             failed = True
             print(f"FAILED {_reason(str(error))}; the file is as before", flush=True)
-    for name in course.refresh_generated():
+    for name in notebooks.refresh_generated():
         print(f"generated lines refreshed: {name}")
     return 1 if failed else 0
 
@@ -308,7 +309,7 @@ def check_results(paths: list[Path]) -> int:
 
 def publish_as(choice: argparse.Namespace) -> int:
     """Make decks, handouts, the PDF or pictures, and say where they are; return the exit code."""
-    from helpers import course, publish
+    from helpers.course import notebooks, publish
 
     if choice.command == "pictures":
         taken = publish.pictures(choice.site, WORK / "pictures")
@@ -317,10 +318,10 @@ def publish_as(choice: argparse.Namespace) -> int:
     if choice.command == "pdf":
         made = [publish.pdf(choice.out)]
     elif choice.command == "slides":
-        made = [publish.slides(path, WORK / "slides") for path in course.choose(choice.only)]
+        made = [publish.slides(path, WORK / "slides") for path in notebooks.choose(choice.only)]
     else:
         folder = settings.ROOT / "handout"
-        made = [publish.handout(path, folder, force=choice.force) for path in course.choose(choice.only)]
+        made = [publish.handout(path, folder, force=choice.force) for path in notebooks.choose(choice.only)]
     for path in made:
         print(path.resolve().as_uri() if choice.command == "slides" else path)
     return 0
@@ -344,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("only", nargs="*", metavar="NN", help="just these; all if none is named")
     five.add_argument("--force", action="store_true", help="overwrite handouts that somebody has worked in")
     six = commands.add_parser("pdf", help="print the whole course, with its stored outputs, as one PDF")
-    six.add_argument("--out", type=Path, default=WORK / "course.pdf", help="the file (default: _build/course.pdf)")
+    six.add_argument("--out", type=Path, default=WORK / "notebooks.pdf", help="the file (default: _build/notebooks.pdf)")
     seven = commands.add_parser("pictures", help="for authors: picture every page and plot in _build/pictures/")
     seven.add_argument("--site", type=Path, default=SITE, help="folder of the built site (default: _build/html/)")
     choice = parser.parse_args(arguments)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import graph, settings, sweep, timing
-from helpers.backends import COLUMNS
+from helpers.engines import COLUMNS
 
 LITTLE = 0.10  # "differ little", "can hardly be told apart": by less than this
 CLEARLY = 1.5  # "clearly", "far": by at least this factor

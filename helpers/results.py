@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import backends, claims, models, settings, sweep
+from helpers import claims, engines, models, settings, sweep
 
 ARTICLE = "the article's PC"
 MAX_PROBLEMS = 5  # named in an error; a file with more is broken as a whole
@@ -89,7 +89,7 @@ def _what_is_wrong(row: object, first: dict | None) -> str:
         return f"has protocol {row['protocol']!r}; this course reads {sweep.PROTOCOL}: measure again with this version"
     if row.get("sha256") != sweep.seal(row)["sha256"]:
         return "was changed after it was measured: its checksum does not fit"
-    if row["network"] not in models.NETWORKS or row["column"] not in backends.COLUMNS:
+    if row["network"] not in models.NETWORKS or row["column"] not in engines.COLUMNS:
         return f"is about {row['network']!r}, {row['column']!r}, which this course does not know"
     if first is not None and _identity(row) != _identity(first):
         return f"is of another machine ({_name(row)}) than line 1 ({_name(first)}): one file a machine"
@@ -109,7 +109,7 @@ def _name(row: dict) -> str:
 def _article(network: str) -> pd.DataFrame:
     """Return the article's rows, with the ratio that its own numbers give."""
     rows = claims.article_rows(network)
-    reference = rows[rows["column"] == backends.REFERENCE].set_index(["batch", "size"])["p50_ms"]
+    reference = rows[rows["column"] == engines.REFERENCE].set_index(["batch", "size"])["p50_ms"]
     expected = pd.MultiIndex.from_frame(rows[["batch", "size"]])
     ratio = reference.reindex(expected).to_numpy() / rows["p50_ms"].to_numpy()
     return rows.assign(machine=ARTICLE, ratio=ratio, ratio_low=np.nan, ratio_high=np.nan)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import backends, machine, memory, timing
+from helpers import engines, machine, memory, timing
 
 CACHE_SIZES = Path("/sys/devices/system/cpu/cpu0/cache")
 LEAST_ARRAY_MIB = 256  # four times a last-level cache of 64 MiB
@@ -368,7 +368,7 @@ def _ort_convolution(
 
 def _ort_run(graph: onnx.GraphProto, x: np.ndarray, threads: int) -> Callable[[], object]:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return backends.onnxruntime(model.SerializeToString(), x, threads=threads).run
+    return engines.onnxruntime(model.SerializeToString(), x, threads=threads).run
 
 
 def _kind(module: nn.Module) -> str:

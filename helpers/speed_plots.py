@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogFormatter
 
-from helpers.backends import COLUMNS, REFERENCE
+from helpers.engines import COLUMNS, REFERENCE
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 
 # column -> colour, marker, line

@@ -26,8 +26,8 @@ from threadpoolctl import threadpool_info
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import backends, machine, memory, settings, timing
-from helpers.backends import REFERENCE
+from helpers import engines, machine, memory, settings, timing
+from helpers.engines import REFERENCE
 
 PROTOCOL = 1  # raise it when a change to timing, backends or this file makes old rows incomparable
 SIZES = (32, 64, 128, 256, 512, 640, 768, 1024)  # the article's heights and widths, px
@@ -72,7 +72,7 @@ class Results:
 
         Args:
             network: its name.
-            column: a key of ``backends.COLUMNS``.
+            column: a key of ``engines.COLUMNS``.
             shape: of the input, (N, 3, H, W).
             runs: timed runs, at least.
             threads: of the backend.
@@ -138,7 +138,7 @@ def run(
     make_file: Callable[[str, Shape], Path],
     *,
     shapes: Sequence[Shape],
-    columns: Sequence[str] = tuple(backends.COLUMNS),
+    columns: Sequence[str] = tuple(engines.COLUMNS),
     runs: int,
     patience_s: float = 30.0,
     budget_s: float = math.inf,
@@ -156,7 +156,7 @@ def run(
         model: the PyTorch network, in eval mode, on the CPU.
         make_file: returns the .onnx file for a column and an input shape; called only when a row has to be measured.
         shapes: of the input, (N, 3, H, W).
-        columns: keys of ``backends.COLUMNS``.
+        columns: keys of ``engines.COLUMNS``.
         runs: timed runs of each row, at least.
         patience_s: how long to go on, a shape, while a ratio stays uncertain (``timing.measure``).
         budget_s: for the whole sweep; shapes that would not fit in get the status "budget".
@@ -175,7 +175,7 @@ def run(
     results = Results() if results is None else results
     threads = machine.usable_cores() if threads is None else threads
     sweep = _Sweep(network, model, make_file, runs, patience_s, threads, peaks_of)
-    lacks = {column: backends.missing(column) for column in columns}
+    lacks = {column: engines.missing(column) for column in columns}
     known: dict[Shape, dict[str, dict]] = {}
     for shape in shapes:
         known[shape] = {column: sweep.row(column, shape, "unavailable", lack) for column, lack in lacks.items() if lack}
@@ -324,13 +324,13 @@ class _Sweep:
         except MemoryError as error:
             return [self._failure(column, shape, error) for column in todo]
         rows: dict[str, dict] = {}
-        opened: dict[str, backends.Backend] = {}
+        opened: dict[str, engines.Backend] = {}
         facts: dict[str, dict[str, object]] = {}
         columns = [REFERENCE, *(column for column in todo if column != REFERENCE)]
         for column in columns:
             if lacks.get(column):
                 continue
-            progress.show(f"opening {backends.COLUMNS[column]}")
+            progress.show(f"opening {engines.COLUMNS[column]}")
             try:
                 opened[column], facts[column] = self._open(column, shape, x, facts.values())
             except Exception as error:  # whatever a backend raises becomes its row; the others go on
@@ -360,7 +360,7 @@ class _Sweep:
 
     def _open(
         self, column: str, shape: Shape, x: np.ndarray, others: Iterable[dict[str, object]]
-    ) -> tuple[backends.Backend, dict[str, object]]:
+    ) -> tuple[engines.Backend, dict[str, object]]:
         """Return the backend of a column and what is known of it before it is timed; others are open beside it."""
         facts: dict[str, object] = {"gflop": gflop(self.model, shape)}
         kind = _kind(column)
@@ -376,7 +376,7 @@ class _Sweep:
         if column in self.peaks_of and "gpu" not in column:
             which = {"network": self.network} if path is None else {"path": path}
             facts |= memory.measure_peak(shape=shape, threads=self.threads, **which)
-        backend = backends.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
+        backend = engines.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
         facts["model_sha256"] = self.model_hash if path is None else _hash(path)
         facts |= {"provider": backend.provider, "threads": backend.threads, "load_ms": backend.load_ms}
         facts["thread_pools"] = {pool["user_api"]: pool["num_threads"] for pool in threadpool_info()}
@@ -418,7 +418,7 @@ class _Sweep:
         return ""
 
     def _failure(self, column: str, shape: Shape, error: BaseException) -> dict:
-        if isinstance(error, backends.UnavailableError):
+        if isinstance(error, engines.UnavailableError):
             return self.row(column, shape, "unavailable", str(error))
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         first_line = re.sub(r"\S*[/\\](?=[^/\\\s]+)", "", first_line)  # the file's name is enough; results get shared
@@ -482,7 +482,7 @@ class _Progress:
     def round(self, timings: dict[str, timing.Timing]) -> None:
         known = [found for name, found in timings.items() if name != REFERENCE and not math.isnan(found.ratio)]
         if known and REFERENCE in timings:
-            self.ratio = f" · {backends.COLUMNS[known[-1].name]} ×{known[-1].ratio:.2f} PyTorch CPU's speed"
+            self.ratio = f" · {engines.COLUMNS[known[-1].name]} ×{known[-1].ratio:.2f} PyTorch CPU's speed"
         self.show(f"round {len(next(iter(timings.values())).blocks_ms)}")
 
     def show(self, what: str) -> None:

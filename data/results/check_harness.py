@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers import backends, machine, memory, models, settings, timing
+from helpers import engines, machine, memory, models, settings, timing
 from helpers.timing import benchmark
 
 SHAPE = (1, 3, 224, 224)
@@ -44,8 +44,8 @@ def main() -> None:
             model, (torch.from_numpy(x),), path, input_names=["input"], external_data=False, verbose=False
         )
         pair = {
-            "PyTorch": backends.pytorch(model, x, threads=threads).run,
-            "ONNX Runtime": backends.onnxruntime(path, x, threads=threads).run,
+            "PyTorch": engines.pytorch(model, x, threads=threads).run,
+            "ONNX Runtime": engines.onnxruntime(path, x, threads=threads).run,
         }
         rows = [
             *busy_wait(runs),

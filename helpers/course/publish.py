@@ -22,7 +22,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 from PIL import Image
 
-from helpers import browser, course, settings
+from helpers import settings, webpage
+from helpers.course import notebooks
 
 if TYPE_CHECKING:  # Playwright is needed only for the PDF and the pictures
     from playwright.sync_api import Browser, Page
@@ -74,8 +75,8 @@ def slides(path: Path, out: Path) -> Path:
     exporter.reveal_theme = "white"  # its font lies beside it; the default theme fetches one
     exporter.reveal_url_prefix = "reveal"
     exporter.reveal_width, exporter.reveal_height = map(str, FRAME)
-    resources = {"metadata": {"path": str(path.parent), "name": course.title(path)}}
-    html, _ = exporter.from_notebook_node(_deck(course.read(path)), resources=resources)
+    resources = {"metadata": {"path": str(path.parent), "name": notebooks.title(path)}}
+    html, _ = exporter.from_notebook_node(_deck(notebooks.read(path)), resources=resources)
     deck = out / f"{path.stem}.html"
     deck.write_text(html, encoding="utf-8")
     return deck
@@ -93,21 +94,21 @@ def handout(path: Path, out: Path, *, force: bool = False) -> Path:
     Raises:
         FileExistsError: if the file is there and holds something else, perhaps somebody's answers.
     """
-    book = course.read(path)
+    book = notebooks.read(path)
     book.cells = [cell for cell in book.cells if "solution" not in cell.metadata.get("tags", ())]
     for cell in book.cells:
         if cell.cell_type == "markdown":  # the page of contents is not handed out
-            cell.source = re.sub(r"\[([^\]]*)\]\(index\.md\)", r"\1", course.GENERATED.sub("", cell.source))
+            cell.source = re.sub(r"\[([^\]]*)\]\(index\.md\)", r"\1", notebooks.GENERATED.sub("", cell.source))
     book.metadata.pop("course", None)  # the stored run's hash is that of the whole notebook
     made = out / path.name
-    if made.exists() and not force and course.read(made) != book:
+    if made.exists() and not force and notebooks.read(made) != book:
         raise FileExistsError(
             f"{made} differs from a fresh handout. It may hold answers, which would be lost: move it away first, or "
             "overwrite it with --force."
         )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=_scripts)
-    course.write(made, book)
+    notebooks.write(made, book)
     return made
 
 
@@ -120,14 +121,14 @@ def pdf(out: Path) -> Path:
         BrowserError: if there is no Chromium to print with.
         RuntimeError: if Sphinx complains; the message holds its words.
     """
-    if lack := browser.missing_browser():
-        raise browser.BrowserError(f"The PDF is printed by a browser: {lack}")
+    if lack := webpage.missing_browser():
+        raise webpage.BrowserError(f"The PDF is printed by a browser: {lack}")
     from playwright.sync_api import sync_playwright
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         page = _single_page(Path(folder))
-        with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+        with sync_playwright() as playwright, webpage.launch(playwright) as chromium:
             _on_paper(chromium, page).pdf(
                 path=out,
                 format="A4",
@@ -157,14 +158,14 @@ def pictures(site: Path, out: Path) -> list[Path]:
     pages = sorted(site.glob("*.html"))
     if not pages:
         raise FileNotFoundError(f"There is no site in {site}: python -m helpers build makes one.")
-    if lack := browser.missing_browser():
-        raise browser.BrowserError(f"Pictures of pages are taken by a browser: {lack}")
+    if lack := webpage.missing_browser():
+        raise webpage.BrowserError(f"Pictures of pages are taken by a browser: {lack}")
     from playwright.sync_api import sync_playwright
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     taken = []
-    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         for (screen, width), scheme in itertools.product(SCREENS.items(), ("light", "dark")):
             tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             for page in pages:
@@ -174,8 +175,8 @@ def pictures(site: Path, out: Path) -> list[Path]:
                     taken.append(out / f"{page.stem}-{screen}-{scheme}-{number:02d}.png")
                     strip = {"x": 0, "y": top, "width": width, "height": min(STRIP, height - top)}
                     tab.screenshot(path=taken[-1], full_page=True, clip=strip)
-    for path in course.notebooks():
-        for number, picture in enumerate(_plots(course.read(path)), start=1):
+    for path in notebooks.notebooks():
+        for number, picture in enumerate(_plots(notebooks.read(path)), start=1):
             taken.append(out / f"{path.stem}-plot-{number:02d}.png")
             picture.save(taken[-1])
     return taken
@@ -217,7 +218,7 @@ def _single_page(folder: Path) -> Path:
             confoverrides={
                 "html_theme": "basic",
                 "html_theme_options": {},
-                "html_css_files": ["course.css", "print.css"],
+                "html_css_files": ["notebooks.css", "print.css"],
             },
             status=None,
             warning=warnings,
@@ -249,7 +250,7 @@ def _deck(book: NotebookNode) -> NotebookNode:
 
 def _prose(source: str, *, first: bool) -> Iterator[NotebookNode]:
     """Make slides of a text: one a heading; what comes after a heading is lead, list or notes."""
-    source = course.GENERATED.sub("", source)
+    source = notebooks.GENERATED.sub("", source)
     if source.startswith("**Next:**"):
         yield _cell(new_markdown_cell(source), "slide")
         return

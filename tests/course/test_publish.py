@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from helpers import __main__ as command
-from helpers import browser, course, plots, publish, settings
+from helpers import plots, settings, webpage
+from helpers.course import notebooks, publish
 
-needs_browser = pytest.mark.skipif(bool(browser.missing_browser()), reason=browser.missing_browser())
-BOOKS = course.notebooks()
+needs_browser = pytest.mark.skipif(bool(webpage.missing_browser()), reason=webpage.missing_browser())
+BOOKS = notebooks.notebooks()
 LOCAL = ("file:", "data:", "blob:", "about:")
 READABLE = 0.7  # the least zoom of a slide with code: 13 px on a wall of 720
 
@@ -31,8 +32,8 @@ def decks(tmp_path_factory):
 
 def test_deck_holds_the_course_and_not_the_solutions(decks):
     for deck, path in zip(decks, BOOKS, strict=True):
-        html, book = deck.read_text("utf-8"), course.read(path)
-        assert re.split("[,`]", course.question(path))[0] in html
+        html, book = deck.read_text("utf-8"), notebooks.read(path)
+        assert re.split("[,`]", notebooks.question(path))[0] in html
         pictures = sum(
             "image/png" in str(o) or "image/jpeg" in str(o) for c in book.cells for o in c.get("outputs", ())
         )
@@ -60,7 +61,7 @@ def test_every_slide_is_in_its_frame_and_not_blank(decks):
     from playwright.sync_api import sync_playwright
 
     width, height = publish.FRAME
-    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         tab = chromium.new_page(viewport={"width": width, "height": height})
         trouble = []
         tab.on("console", lambda message: trouble.append(message.text))
@@ -101,7 +102,7 @@ def test_every_slide_is_in_its_frame_and_not_blank(decks):
 def test_key_s_opens_the_presenters_notes(decks):
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         tab = chromium.new_page()
         tab.goto(decks[0].as_uri())
         tab.wait_for_function("document.documentElement.dataset.ready === 'yes'")
@@ -120,7 +121,7 @@ def test_key_s_opens_the_presenters_notes(decks):
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 def test_every_exercise_is_solved_by_its_solution_and_by_nothing_else(path):
     """The stored run says so: the check before an answer, and the solution that calls it."""
-    cells = [cell for cell in course.read(path).cells if cell.cell_type == "code"]
+    cells = [cell for cell in notebooks.read(path).cells if cell.cell_type == "code"]
     kinds = {kind: [cell for cell in cells if kind in tags(cell)] for kind in ("exercise", "check", "solution")}
     assert len(kinds["exercise"]) == len(kinds["check"]) == len(kinds["solution"]) >= 2
     for number, (check, solution) in enumerate(zip(kinds["check"], kinds["solution"], strict=True), start=1):
@@ -131,7 +132,7 @@ def test_every_exercise_is_solved_by_its_solution_and_by_nothing_else(path):
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 def test_handout_has_the_questions_and_no_solution(path, tmp_path):
     made = publish.handout(path, tmp_path / "handout")
-    book, whole = nbformat.read(made, as_version=4), course.read(path)
+    book, whole = nbformat.read(made, as_version=4), notebooks.read(path)
     nbformat.validate(book)
     left_out = [cell for cell in whole.cells if "solution" in tags(cell)]
     assert len(book.cells) == len(whole.cells) - len(left_out)
@@ -147,9 +148,9 @@ def test_handout_with_answers_is_not_overwritten(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(settings, "ROOT", tmp_path)
     assert command.main(["handout", "00"]) == 0
     (made,) = (tmp_path / "handout").glob("00_*.ipynb")
-    fresh, book = made.read_bytes(), course.read(made)
+    fresh, book = made.read_bytes(), notebooks.read(made)
     next(cell for cell in book.cells if "exercise" in tags(cell)).source = "more_without, more_with = 30, 11"
-    course.write(made, book)
+    notebooks.write(made, book)
     worked_in = made.read_bytes()
     assert command.main(["handout", "00"]) == 2
     assert "It may hold answers" in capsys.readouterr().err and made.read_bytes() == worked_in
@@ -160,12 +161,12 @@ def test_handout_with_answers_is_not_overwritten(tmp_path, capsys, monkeypatch):
 def test_handout_runs_and_its_checks_wait_for_an_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_EFFORT", "quick")
     monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    (path,) = course.choose(["12"])
+    (path,) = notebooks.choose(["12"])
     made = publish.handout(path, tmp_path / "handout")
     for part in ("helpers", "data"):  # a handout lies in a folder beside these
         ignored = shutil.ignore_patterns("exports", "__pycache__")
         shutil.copytree(settings.ROOT / part, tmp_path / part, ignore=ignored)
-    ran = course.run(made)
+    ran = notebooks.run(made)
     checks = [cell for cell in ran.cells if "check" in tags(cell)]
     assert checks and all("No answer yet." in str(cell.outputs) for cell in checks)
 
@@ -175,11 +176,11 @@ def test_the_book_holds_every_notebook(tmp_path, monkeypatch):
     from playwright.sync_api import sync_playwright
 
     page = publish._single_page(tmp_path)
-    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         tab = publish._on_paper(chromium, page)
         contents = tab.inner_text("nav.book-contents")
         for path in BOOKS:
-            assert course.title(path).replace("`", "") in contents
+            assert notebooks.title(path).replace("`", "") in contents
         assert tab.evaluate("Array.from(document.images).every((one) => one.complete && one.naturalWidth > 0)")
         assert tab.evaluate("document.querySelectorAll('details:not([open])').length") == 0
         wide = tab.evaluate(
@@ -196,7 +197,7 @@ def test_the_book_holds_every_notebook(tmp_path, monkeypatch):
 
 
 def test_the_book_needs_a_browser_and_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(browser, "missing_browser", lambda: "no browser: none of chromium is on the PATH")
+    monkeypatch.setattr(webpage, "missing_browser", lambda: "no browser: none of chromium is on the PATH")
     assert command.main(["pdf", "--out", str(tmp_path / "book.pdf")]) == 2
     assert "printed by a browser: no browser" in capsys.readouterr().err
 
@@ -232,7 +233,7 @@ def test_pictures_show_a_page_whole_at_both_widths_light_and_dark(tmp_path):
             assert is_right(strips[0].convert("L").getpixel((100, 100)))
     for path in BOOKS:
         plots = sum(any(kind in output.get("data", {}) for kind in ("image/png", "image/jpeg"))
-                    for cell in course.read(path).cells for output in cell.get("outputs", ()))  # fmt: skip
+                    for cell in notebooks.read(path).cells for output in cell.get("outputs", ()))  # fmt: skip
         assert sum(name.startswith(f"{path.stem}-plot-") for name in pictures) == plots
 
 
@@ -242,6 +243,6 @@ def test_pictures_of_no_site_are_refused(tmp_path, capsys):
 
 
 def test_the_teachers_page_lists_what_the_notebooks_promise():
-    assert course.goals_list() in course.TEACHING.read_text("utf-8"), "run python -m helpers store"
+    assert notebooks.goals_list() in notebooks.TEACHING.read_text("utf-8"), "run python -m helpers store"
     for path in BOOKS:
-        assert len(course.goals(path)) >= 3
+        assert len(notebooks.goals(path)) >= 3

@@ -14,7 +14,8 @@ import nbformat
 import pytest
 
 from helpers import __main__ as command
-from helpers import browser, course, publish, settings
+from helpers import settings, webpage
+from helpers.course import notebooks, publish
 
 LOCAL = ("file:", "data:", "blob:")
 
@@ -65,11 +66,11 @@ def site(tmp_path_factory):
     """Build the whole course once; return the process and the site's folder."""
     root = copy_course(tmp_path_factory.mktemp("course"), notebooks=True)
     for path in (root / "notebooks").glob("*.ipynb"):  # without outputs, so that stored ones cannot pass for new
-        book = course.read(path)
+        book = notebooks.read(path)
         for cell in book.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        course.write(path, book)
+        notebooks.write(path, book)
     return build(root), root / "_build" / "html"
 
 
@@ -87,7 +88,7 @@ def test_the_whole_course_builds_without_a_complaint(site):
     done, folder = site
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    books = [path.stem for path in course.notebooks()]
+    books = [path.stem for path in notebooks.notebooks()]
     for number, name in enumerate(books, start=1):
         assert re.search(rf"\[{number}/{len(books)}\] {name} … done in \d+ s", done.stdout), "no progress line"
         assert re.search(rf"passed  {name}  [\d.]+ s", done.stdout), "missing from the list at the end"
@@ -120,11 +121,11 @@ def test_pages_load_nothing_from_elsewhere(pages):
 @pytest.fixture(scope="module")
 def chromium():
     """Start a browser for all tests that open pages."""
-    if lack := browser.missing_browser():
+    if lack := webpage.missing_browser():
         pytest.skip(lack)
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright, browser.launch(playwright) as running:
+    with sync_playwright() as playwright, webpage.launch(playwright) as running:
         yield running
 
 
@@ -190,7 +191,7 @@ def test_a_search_finds_the_notebook(site, tab):
 
 def test_notebooks_can_be_downloaded(site, pages):
     folder = site[1]
-    for path in course.notebooks():
+    for path in notebooks.notebooks():
         downloads = [link for link in pages[f"{path.stem}.html"].links if link.endswith(".ipynb")]
         assert downloads, f"{path.stem}.html offers no notebook"
         nbformat.validate(nbformat.read(folder / downloads[0], as_version=4))
@@ -207,9 +208,9 @@ def alt(cell):
     return cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
 
 
-@pytest.mark.parametrize("path", course.notebooks(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebooks.notebooks(), ids=lambda path: path.stem)
 def test_every_picture_of_a_cell_has_a_text_of_its_own(path):
-    cells = [cell for cell in course.read(path).cells if cell.cell_type == "code"]
+    cells = [cell for cell in notebooks.read(path).cells if cell.cell_type == "code"]
     for cell in cells:
         if any(kind.startswith("image/") for output in cell.outputs for kind in output.get("data", {})):
             assert alt(cell), f"metadata mystnb.image.alt should say what this cell draws:\n{cell.source}"
@@ -223,7 +224,7 @@ def small_notebook(path, *code):
     cells += map(nbformat.v4.new_code_cell, code)
     book = nbformat.v4.new_notebook(cells=cells)
     book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    course.write(path, book)
+    notebooks.write(path, book)
 
 
 @pytest.fixture
@@ -265,7 +266,7 @@ def test_unchanged_notebooks_come_from_the_cache_and_changed_helpers_drop_it(sma
     ("file", "line"),
     [
         ("helpers/labels.py", 0),
-        ("helpers/browser.html", 0),
+        ("helpers/webpage.html", 0),
         ("data/sample_photos.csv", 0),
         ("data/article/chips.csv", 0),
         ("data/images/mine.jpg", 0),
@@ -293,7 +294,7 @@ def test_a_picture_is_described_by_its_cell_or_else_by_its_section(small_site):
         cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": dot})]
     cells[1].metadata["mystnb"] = {"image": {"alt": "Line plot of this against that."}}
     book = nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
-    course.write(small_site / "notebooks" / "00_counts.ipynb", book)
+    notebooks.write(small_site / "notebooks" / "00_counts.ipynb", book)
     done = build(small_site, "--only", "01")
     assert done.returncode == 0, done.stdout + done.stderr
     page = html.unescape((small_site / "_build" / "html" / "00_counts.html").read_text("utf-8"))

@@ -22,10 +22,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import backends, machine, memory, settings, sweep, timing
+from helpers import engines, machine, memory, settings, sweep, timing
 
 COLUMNS = ("onnx_fix", "pytorch_cpu")
-GPU_COLUMNS = [column for column in backends.COLUMNS if "gpu" in column]
+GPU_COLUMNS = [column for column in engines.COLUMNS if "gpu" in column]
 SHAPES = tuple((batch, 3, 32, 32) for batch in (1, 2, 3, 4))
 RUNS = 10
 
@@ -99,7 +99,7 @@ def notes(table):
 
 def replace(monkeypatch, column, **parts):
     """Let the backend of one column do something else where it ``open``s, gives its ``logits`` or ``run``s."""
-    open_column = backends.open_column
+    open_column = engines.open_column
 
     def replaced(name, **options):
         if name == column and "open" in parts:
@@ -644,11 +644,11 @@ def test_tolerance_is_a_share_of_the_largest_logit(monkeypatch, model, make_file
 def test_gpu_columns_of_a_machine_without_one_are_unavailable(monkeypatch, model, make_file, results, timer):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    table = run(model, make_file, results, columns=tuple(backends.COLUMNS))
+    table = run(model, make_file, results, columns=tuple(engines.COLUMNS))
     found = statuses(table)
     assert {column for column in found if found[column] == "unavailable"} == set(GPU_COLUMNS)
     assert all("CUDA" in notes(table)[column] for column in GPU_COLUMNS), "the reason is missing"
-    assert {found[column] for column in backends.COLUMNS if column not in GPU_COLUMNS} == {"ok"}
+    assert {found[column] for column in engines.COLUMNS if column not in GPU_COLUMNS} == {"ok"}
     assert not set(GPU_COLUMNS) & {row["column"] for row in stored(results)}, "rows without a measurement are kept"
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import backends
+from helpers import engines
 
 OPENED_BY = {  # column: (function, device, copies)
     "onnx_fix": ("onnxruntime", "cpu", True),
@@ -66,7 +66,7 @@ def threads_of_the_process():
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [backends.PROVIDERS["cpu"]])
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [engines.PROVIDERS["cpu"]])
 
 
 # ---- what they compute
@@ -74,21 +74,21 @@ def no_gpu(monkeypatch):
 
 @pytest.mark.parametrize("copies", [True, False])
 def test_pytorch_gives_the_networks_logits(model, x, expected, copies):
-    logits = backends.pytorch(model, x, threads=1, copies=copies).logits()
+    logits = engines.pytorch(model, x, threads=1, copies=copies).logits()
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("copies", [True, False], ids=["copies", "IO binding"])
 def test_onnxruntime_gives_the_networks_logits(path, x, expected, copies):
-    logits = backends.onnxruntime(path, x, threads=1, copies=copies).logits()
+    logits = engines.onnxruntime(path, x, threads=1, copies=copies).logits()
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("copies", [True, False])
 def test_logits_are_the_same_after_timed_runs(model, path, x, copies):
     for backend in (
-        backends.pytorch(model, x, threads=1, copies=copies),
-        backends.onnxruntime(path, x, threads=1, copies=copies),
+        engines.pytorch(model, x, threads=1, copies=copies),
+        engines.onnxruntime(path, x, threads=1, copies=copies),
     ):
         before = backend.logits().copy()
         for _ in range(3):
@@ -97,23 +97,23 @@ def test_logits_are_the_same_after_timed_runs(model, path, x, copies):
 
 
 def test_logits_are_float32_of_one_row_a_picture(model, path, x):
-    for backend in (backends.pytorch(model, x, threads=1), backends.onnxruntime(path, x, threads=1)):
+    for backend in (engines.pytorch(model, x, threads=1), engines.onnxruntime(path, x, threads=1)):
         logits = backend.logits()
         assert (logits.shape, logits.dtype) == ((1, 10), np.float32), backend.provider
 
 
 def test_path_may_be_text(path, x, expected):
-    np.testing.assert_allclose(backends.onnxruntime(str(path), x, threads=1).logits(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(engines.onnxruntime(str(path), x, threads=1).logits(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pytorch_keeps_no_gradients(model, x):
-    assert backends.pytorch(model, x, threads=1).run().is_inference()
+    assert engines.pytorch(model, x, threads=1).run().is_inference()
 
 
 def test_network_in_training_mode_is_refused(model, x):
     training = copy.deepcopy(model).train()
     with pytest.raises(ValueError, match=r"training mode: call model\.eval\(\)"):
-        backends.pytorch(training, x, threads=1)
+        engines.pytorch(training, x, threads=1)
 
 
 # ---- what is read back
@@ -121,17 +121,17 @@ def test_network_in_training_mode_is_refused(model, x):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_read_back_are_those_asked_for(model, path, x, threads):
-    assert backends.pytorch(model, x, threads=threads).threads == torch.get_num_threads() == threads
-    assert backends.onnxruntime(path, x, threads=threads).threads == threads
+    assert engines.pytorch(model, x, threads=threads).threads == torch.get_num_threads() == threads
+    assert engines.onnxruntime(path, x, threads=threads).threads == threads
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows adds threads of its own to a process at any time")
 def test_onnxruntime_starts_its_threads_and_ends_them(path, x):
-    single = backends.onnxruntime(path, x, threads=1)  # what is started once a process is started now
+    single = engines.onnxruntime(path, x, threads=1)  # what is started once a process is started now
     single.run()
     gc.collect()
     before = psutil.Process().num_threads()
-    backend = backends.onnxruntime(path, x, threads=4)
+    backend = engines.onnxruntime(path, x, threads=4)
     backend.run()
     assert psutil.Process().num_threads() - before == 3, "four threads are the caller's and three more"
     del backend
@@ -143,9 +143,9 @@ def test_onnxruntime_starts_its_threads_and_ends_them(path, x):
 
 
 def test_provider_and_load_time_are_told(model, path, x):
-    found = backends.pytorch(model, x, threads=1)
+    found = engines.pytorch(model, x, threads=1)
     assert (found.provider, found.load_ms) == ("PyTorch cpu", None), "the network was in memory: nothing is loaded"
-    found = backends.onnxruntime(path, x, threads=1)
+    found = engines.onnxruntime(path, x, threads=1)
     assert found.provider == "CPUExecutionProvider" and found.load_ms >= 0
 
 
@@ -153,55 +153,55 @@ def test_provider_and_load_time_are_told(model, path, x):
 
 
 def test_this_machine_lacks_no_cpu_column(no_gpu):
-    assert [backends.missing(column) for column in OPENED_BY if column not in GPU_COLUMNS] == [""] * 5
+    assert [engines.missing(column) for column in OPENED_BY if column not in GPU_COLUMNS] == [""] * 5
 
 
 @pytest.mark.parametrize("column", GPU_COLUMNS)
 def test_machine_without_a_gpu_says_what_it_lacks(no_gpu, column):
     wanted = "PyTorch finds no CUDA GPU" if "pytorch" in column else "ONNX Runtime has no CUDAExecutionProvider"
-    assert backends.missing(column) == wanted
+    assert engines.missing(column) == wanted
 
 
 def test_machine_with_a_gpu_lacks_nothing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(ort, "get_available_providers", lambda: list(backends.PROVIDERS.values()))
-    assert {column: backends.missing(column) for column in OPENED_BY} == dict.fromkeys(OPENED_BY, "")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(engines.PROVIDERS.values()))
+    assert {column: engines.missing(column) for column in OPENED_BY} == dict.fromkeys(OPENED_BY, "")
 
 
 def test_backends_on_a_missing_gpu_are_unavailable(no_gpu, model, path, x):
-    with pytest.raises(backends.UnavailableError, match=r"PyTorch finds no CUDA GPU"):
-        backends.pytorch(model, x, threads=1, device="cuda")
-    with pytest.raises(backends.UnavailableError, match=r"has no CUDAExecutionProvider"):
-        backends.onnxruntime(path, x, threads=1, device="cuda")
+    with pytest.raises(engines.UnavailableError, match=r"PyTorch finds no CUDA GPU"):
+        engines.pytorch(model, x, threads=1, device="cuda")
+    with pytest.raises(engines.UnavailableError, match=r"has no CUDAExecutionProvider"):
+        engines.onnxruntime(path, x, threads=1, device="cuda")
 
 
 def test_session_that_falls_back_is_unavailable(monkeypatch, path, x):
     """A session that cannot have the GPU takes the CPU and works: its times would stand under the GPU's name."""
     session = ort.InferenceSession
-    monkeypatch.setattr(ort, "get_available_providers", lambda: list(backends.PROVIDERS.values()))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(engines.PROVIDERS.values()))
     monkeypatch.setattr(
         ort, "InferenceSession", lambda path, options, providers: session(path, providers=["CPUExecutionProvider"])
     )
-    with pytest.raises(backends.UnavailableError, match=r"took CPUExecutionProvider, not CUDAExecutionProvider"):
-        backends.onnxruntime(path, x, threads=1, device="cuda")
+    with pytest.raises(engines.UnavailableError, match=r"took CPUExecutionProvider, not CUDAExecutionProvider"):
+        engines.onnxruntime(path, x, threads=1, device="cuda")
 
 
 def test_real_session_without_the_provider_is_unavailable(monkeypatch, path, x):
-    if backends.PROVIDERS["cuda"] in ort.get_available_providers():
+    if engines.PROVIDERS["cuda"] in ort.get_available_providers():
         pytest.skip("this ONNX Runtime has the CUDA provider")
-    monkeypatch.setattr(ort, "get_available_providers", lambda: list(backends.PROVIDERS.values()))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(engines.PROVIDERS.values()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ONNX Runtime warns of what the test does on purpose
-        with pytest.raises(backends.UnavailableError, match=r"CUDAExecutionProvider"):
-            backends.onnxruntime(path, x, threads=1, device="cuda")
+        with pytest.raises(engines.UnavailableError, match=r"CUDAExecutionProvider"):
+            engines.onnxruntime(path, x, threads=1, device="cuda")
 
 
 # ---- columns
 
 
 def test_every_column_is_tested_and_the_reference_is_one():
-    assert list(backends.COLUMNS) == list(OPENED_BY)
-    assert backends.REFERENCE in backends.COLUMNS
+    assert list(engines.COLUMNS) == list(OPENED_BY)
+    assert engines.REFERENCE in engines.COLUMNS
 
 
 @pytest.mark.parametrize("column", OPENED_BY)
@@ -210,7 +210,7 @@ def test_column_opens_its_backend(monkeypatch, column):
     monkeypatch.setattr(backends, "missing", lambda column: "")
     monkeypatch.setattr(backends, "pytorch", asked.pytorch)
     monkeypatch.setattr(backends, "onnxruntime", asked.onnxruntime)
-    backends.open_column(column, model="the model", path="the path", x="x", threads=3)
+    engines.open_column(column, model="the model", path="the path", x="x", threads=3)
     function, device, copies = OPENED_BY[column]
     what = "the model" if function == "pytorch" else "the path"
     assert asked.mock_calls == [getattr(call, function)(what, "x", threads=3, device=device, copies=copies)]
@@ -218,18 +218,18 @@ def test_column_opens_its_backend(monkeypatch, column):
 
 def test_columns_that_can_be_opened_here_agree(model, path, x, expected):
     for column in ("onnx_fix", "pytorch_cpu"):
-        logits = backends.open_column(column, model=model, path=path, x=x, threads=1).logits()
+        logits = engines.open_column(column, model=model, path=path, x=x, threads=1).logits()
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5, err_msg=column)
 
 
 @pytest.mark.parametrize("column", GPU_COLUMNS)
 def test_missing_column_is_not_opened(no_gpu, column):
-    with pytest.raises(backends.UnavailableError, match=r"CUDA"):
-        backends.open_column(column, model=None, path=None, x=None, threads=1)
+    with pytest.raises(engines.UnavailableError, match=r"CUDA"):
+        engines.open_column(column, model=None, path=None, x=None, threads=1)
 
 
 def test_unknown_column_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=r"'onnx_fixed'; it must be one of onnx_fix, "):
-        backends.open_column("onnx_fixed", model=None, path=None, x=None, threads=1)
+        engines.open_column("onnx_fixed", model=None, path=None, x=None, threads=1)
     with pytest.raises(ValueError, match=r"'onnx_fixed'; it must be one of onnx_fix, "):
-        backends.missing("onnx_fixed")
+        engines.missing("onnx_fixed")

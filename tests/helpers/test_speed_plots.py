@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from helpers import claims, speed_plots, sweep
-from helpers.backends import COLUMNS
+from helpers.engines import COLUMNS
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def visit(
         "engine": engine,
         "picture": picture and str(Path(picture).resolve()),
     }
-    command = [sys.executable, "-X", "utf8", "-m", "helpers.browser"]
+    command = [sys.executable, "-X", "utf8", "-m", "helpers.webpage"]
     try:
         done = subprocess.run(
             command,

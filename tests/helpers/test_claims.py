@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from helpers import claims, models, sweep
-from helpers.backends import COLUMNS
+from helpers.engines import COLUMNS
 
 
 def make_table(times, *, noise=0.0, peaks=None):

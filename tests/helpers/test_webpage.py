@@ -1,4 +1,4 @@
-"""helpers/browser.py: the page classifies as ONNX Runtime does, keeps to this machine, and says what is wrong."""
+"""helpers/webpage.py: the page classifies as ONNX Runtime does, keeps to this machine, and says what is wrong."""
 
 import json
 import re
@@ -11,15 +11,15 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from helpers import browser, images, labels, models
+from helpers import images, labels, models, webpage
 
 TOLERANCE = 1e-4  # of the largest logit; the page and Python compute in float32, in another order
 SIZE, RESIZE = 64, 72
 SAYS = "document.getElementById('status').textContent"
 
-NO_RUNTIME = browser.missing_runtime()
+NO_RUNTIME = webpage.missing_runtime()
 needs_runtime = pytest.mark.skipif(bool(NO_RUNTIME), reason=f"ONNX Runtime Web is {NO_RUNTIME}")
-needs_browser = pytest.mark.skipif(bool(browser.missing_browser()), reason=browser.missing_browser())
+needs_browser = pytest.mark.skipif(bool(webpage.missing_browser()), reason=webpage.missing_browser())
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def model_file(tmp_path_factory):
 def page(tmp_path_factory, model_file):
     """Return the folder of a written page."""
     folder = tmp_path_factory.mktemp("page")
-    browser.write_page(folder, model_file, title="A <test> & more", size=SIZE, resize=RESIZE)
+    webpage.write_page(folder, model_file, title="A <test> & more", size=SIZE, resize=RESIZE)
     return folder
 
 
@@ -64,8 +64,8 @@ def test_logits_in_the_browser_are_onnx_runtimes(page, model_file):
     shutil.copyfile(photos["cameraman.png"], chosen[1])
     prepare = images.preprocessing(SIZE, resize=RESIZE)
     inputs = {path.name: prepare(images.open_photo(path))[None].numpy() for path in chosen}
-    with browser.serve(page) as url:
-        found = browser.visit(url, tensors=inputs, photos=chosen, runs=3, picture=page / "page.png")
+    with webpage.serve(page) as url:
+        found = webpage.visit(url, tensors=inputs, photos=chosen, runs=3, picture=page / "page.png")
     assert found["log"] == [], "the page's console is not silent"
     assert len(found["ms"]) == 3 and min(found["ms"]) > 0 and found["threads"] >= 1
     for name, x in inputs.items():
@@ -82,11 +82,11 @@ def test_logits_in_the_browser_are_onnx_runtimes(page, model_file):
 @needs_runtime
 @needs_browser
 def test_changed_runtime_file_is_refused(tmp_path, model_file):
-    browser.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
-    script = tmp_path / next(iter(browser.FILES["wasm"]))
+    webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
+    script = tmp_path / next(iter(webpage.FILES["wasm"]))
     script.write_bytes(script.read_bytes() + b"\n// an extra line")
-    with browser.serve(tmp_path) as url, pytest.raises(browser.BrowserError, match="not the file that was expected"):
-        browser.visit(url)
+    with webpage.serve(tmp_path) as url, pytest.raises(webpage.BrowserError, match="not the file that was expected"):
+        webpage.visit(url)
 
 
 @needs_runtime
@@ -96,7 +96,7 @@ def test_broken_photo_and_broken_model_are_said(tmp_path, page, model_file):
     broken.write_bytes(b"no picture")
     from playwright.sync_api import sync_playwright
 
-    with browser.serve(page) as url, sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with webpage.serve(page) as url, sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         tab = chromium.new_page()
         tab.goto(url)
         tab.wait_for_function(f"{SAYS} === 'Ready.'")
@@ -114,7 +114,7 @@ def test_engine_that_cannot_start_leaves_the_one_that_runs(page):
     from playwright.sync_api import sync_playwright
 
     photo = images.sample_photos().set_index("file").loc["cat.png", "path"]
-    with browser.serve(page) as url, sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with webpage.serve(page) as url, sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         tab = chromium.new_page()
         tab.goto(url)
         tab.wait_for_function(f"{SAYS} === 'Ready.'")
@@ -133,7 +133,7 @@ def test_page_asks_nobody_but_this_machine(page):
     from playwright.sync_api import sync_playwright
 
     asked = []
-    with browser.serve(page) as url, sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with webpage.serve(page) as url, sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         tab = chromium.new_page()
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(url)
@@ -149,52 +149,52 @@ def test_page_holds_names_in_both_languages_and_cannot_be_broken_by_one(page, mo
     assert (config["size"], config["resize"]) == (SIZE, RESIZE)
     evil = "</script><script>alert(1)</script>"
     monkeypatch.setattr(labels, "class_names", lambda language: [evil] * 1000)
-    browser.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
+    webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
     assert config_of(tmp_path)["names"]["english"][0] == evil
     assert evil not in (tmp_path / "index.html").read_text("utf-8")
 
 
 @needs_runtime
 def test_runtime_of_another_version_is_refused(monkeypatch, tmp_path, model_file):
-    monkeypatch.setattr(browser, "FILES", {"wasm": {name: "sha384-other" for name in browser.FILES["wasm"]}})
-    with pytest.raises(browser.BrowserError, match=f"is not onnxruntime-web {browser.VERSION}'s"):
-        browser.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
+    monkeypatch.setattr(webpage, "FILES", {"wasm": {name: "sha384-other" for name in webpage.FILES["wasm"]}})
+    with pytest.raises(webpage.BrowserError, match=f"is not onnxruntime-web {webpage.VERSION}'s"):
+        webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
 
 
 def test_missing_runtime_says_how_to_get_it(monkeypatch, tmp_path, model_file):
-    monkeypatch.setattr(browser, "RUNTIME", tmp_path / "nowhere")
-    assert browser.missing_runtime() == f"not installed: {browser.INSTALL}"
+    monkeypatch.setattr(webpage, "RUNTIME", tmp_path / "nowhere")
+    assert webpage.missing_runtime() == f"not installed: {webpage.INSTALL}"
     with pytest.raises(FileNotFoundError, match="npm install --prefix"):
-        browser.write_page(tmp_path / "page", model_file, title="t", size=SIZE, resize=RESIZE)
+        webpage.write_page(tmp_path / "page", model_file, title="t", size=SIZE, resize=RESIZE)
 
 
 def test_page_from_the_network_checks_the_same_hashes(monkeypatch, tmp_path, model_file):
-    monkeypatch.setattr(browser, "RUNTIME", tmp_path / "nowhere")
-    browser.write_page(tmp_path / "page", model_file, title="t", size=SIZE, resize=RESIZE, from_cdn=True)
+    monkeypatch.setattr(webpage, "RUNTIME", tmp_path / "nowhere")
+    webpage.write_page(tmp_path / "page", model_file, title="t", size=SIZE, resize=RESIZE, from_cdn=True)
     config = config_of(tmp_path / "page")
-    assert config["runtime"].startswith("https://") and browser.VERSION in config["runtime"]
-    assert config["files"] == browser.FILES
+    assert config["runtime"].startswith("https://") and webpage.VERSION in config["runtime"]
+    assert config["files"] == webpage.FILES
     assert all(value.startswith("sha384-") for files in config["files"].values() for value in files.values())
 
 
 def test_missing_browser_is_said(monkeypatch):
-    monkeypatch.setattr(browser.shutil, "which", lambda name: None)
-    assert "Chromium" in browser.missing_browser()
-    with pytest.raises(browser.BrowserError, match="no browser"):
-        browser.visit("http://127.0.0.1:1/")
-    monkeypatch.setattr(browser, "find_spec", lambda name: None)
-    assert "pip install playwright" in browser.missing_browser()
+    monkeypatch.setattr(webpage.shutil, "which", lambda name: None)
+    assert "Chromium" in webpage.missing_browser()
+    with pytest.raises(webpage.BrowserError, match="no browser"):
+        webpage.visit("http://127.0.0.1:1/")
+    monkeypatch.setattr(webpage, "find_spec", lambda name: None)
+    assert "pip install playwright" in webpage.missing_browser()
 
 
 @needs_browser
 def test_page_that_is_not_there_is_an_error_not_a_hang():
-    with pytest.raises(browser.BrowserError, match=r"http://127\.0\.0\.1:9/ failed"):
-        browser.visit("http://127.0.0.1:9/")
+    with pytest.raises(webpage.BrowserError, match=r"http://127\.0\.0\.1:9/ failed"):
+        webpage.visit("http://127.0.0.1:9/")
 
 
 def test_server_is_for_this_machine_only_and_ends(tmp_path):
     (tmp_path / "a.mjs").write_text("export {}")
-    with browser.serve(tmp_path) as url:
+    with webpage.serve(tmp_path) as url:
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(url + "a.mjs", timeout=10) as response:
             assert response.headers["Content-Type"] == "text/javascript"

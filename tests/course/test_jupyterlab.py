@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 import pytest
 
-from helpers import browser, course, settings
+from helpers import settings, webpage
+from helpers.course import notebooks
 
 if TYPE_CHECKING:
     from playwright.sync_api import ElementHandle
@@ -165,7 +166,7 @@ def run_in_browser(server: Server, path: str) -> tuple[dict, int, list[int | Non
     """
     from playwright.sync_api import TimeoutError, sync_playwright
 
-    with sync_playwright() as playwright, browser.launch(playwright) as chromium:
+    with sync_playwright() as playwright, webpage.launch(playwright) as chromium:
         page = chromium.new_page(viewport={"width": 1280, "height": 900})
         doing, limit_s = "open", OPEN_S
         try:
@@ -235,8 +236,8 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(bool(browser.missing_browser()), reason=browser.missing_browser())
-@pytest.mark.parametrize("path", course.notebooks(), ids=lambda path: path.stem)
+@pytest.mark.skipif(bool(webpage.missing_browser()), reason=webpage.missing_browser())
+@pytest.mark.parametrize("path", notebooks.notebooks(), ids=lambda path: path.stem)
 def test_a_reader_runs_a_lesson_in_jupyterlab(path, server):
     notebook, pictures, graphs = run_in_browser(server, f"notebooks/{path.name}")
     number = path.name[:2]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import browser, course, settings
+from helpers import settings, webpage
+from helpers.course import notebooks
 
 ROOT = settings.ROOT
 
@@ -28,8 +29,8 @@ def names():
 
 def test_readme_table_is_the_folder():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert course.readme_table() in readme, "run python -m helpers store"
-    assert len(course.notebooks()) == len(list(settings.NOTEBOOKS.glob("*.ipynb"))), "a notebook without a number"
+    assert notebooks.readme_table() in readme, "run python -m helpers store"
+    assert len(notebooks.notebooks()) == len(list(settings.NOTEBOOKS.glob("*.ipynb"))), "a notebook without a number"
 
 
 def test_environment_yml_delegates_to_requirements():
@@ -58,7 +59,7 @@ def test_every_import_is_required():
         if settings.EXPORTS not in path.parents  # what notebooks and commands made, whole environments among it
     ]
     texts += [
-        "\n".join(c.source for c in course.read(book).cells if c.cell_type == "code") for book in course.notebooks()
+        "\n".join(c.source for c in notebooks.read(book).cells if c.cell_type == "code") for book in notebooks.notebooks()
     ]
     imported = set(re.findall(r"^\s*(?:import|from) ([a-zA-Z_]\w*)", "\n".join(texts), re.MULTILINE))
     imported -= {"helpers", *sys.stdlib_module_names}
@@ -91,10 +92,10 @@ def test_links_in_markdown_files_resolve():
                 assert (ROOT / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
-@pytest.mark.parametrize("path", course.notebooks(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", notebooks.notebooks(), ids=lambda path: path.stem)
 def test_no_text_needs_a_typesetter_of_formulas(path):
     """MathJax comes from a network, so formulas are written in plain characters or as code."""
-    cells = course.read(path).cells
+    cells = notebooks.read(path).cells
     texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
     shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
     texts += [data["text/markdown"] for data in shown if "text/markdown" in data]
@@ -108,7 +109,7 @@ def test_no_text_needs_a_typesetter_of_formulas(path):
 def test_the_command_for_the_web_runtime_is_one_everywhere():
     for path in (ROOT / "README.md", ROOT / ".ci" / "run", *settings.NOTEBOOKS.glob("11_*.ipynb")):
         named = re.findall(r"onnxruntime-web@([\d.]+\d)", path.read_text("utf-8"))
-        assert named and set(named) == {browser.VERSION}, f"{path.name} names another version than helpers/browser.py"
+        assert named and set(named) == {webpage.VERSION}, f"{path.name} names another version than helpers/webpage.py"
 
 
 def test_importing_helpers_does_nothing(tmp_path):

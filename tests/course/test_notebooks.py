@@ -8,9 +8,10 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from helpers import course, settings
+from helpers import settings
+from helpers.course import notebooks
 
-BOOKS = course.notebooks()
+BOOKS = notebooks.notebooks()
 MAX_KIB = 400
 
 
@@ -52,14 +53,14 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
 def test_stored_outputs_are_clean(path):
-    assert complaints(course.read(path)) == []
+    assert complaints(notebooks.read(path)) == []
     assert path.stat().st_size <= MAX_KIB * 1024, f"{path.stat().st_size // 1024} KiB, more than {MAX_KIB}"
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
 def test_stored_outputs_are_fresh(path):
-    stored = course.read(path).metadata.get("course", {})
-    assert stored.get("source_hash") == course.source_hash(path), (
+    stored = notebooks.read(path).metadata.get("course", {})
+    assert stored.get("source_hash") == notebooks.source_hash(path), (
         f"code, helpers or data changed after the stored run: python -m helpers store --only {path.name[:2]}"
     )
     assert stored["effort"] == "standard"
@@ -67,7 +68,7 @@ def test_stored_outputs_are_fresh(path):
 
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
 def test_structure(path):
-    book = course.read(path)
+    book = notebooks.read(path)
     first, text = book.cells[0].source, "\n".join(cell.source for cell in book.cells)
     number = path.name[:2]
     assert first.startswith(f"# {number} · ")
@@ -78,15 +79,15 @@ def test_structure(path):
     assert "## Recap" in text and "## Exercises" in text
     assert "machine.versions_line()" in code_cells(book)[0].source
     assert re.search(r"^[A-Z_]+ = ", code_cells(book)[1].source, re.MULTILINE), "no settings in capitals"
-    links = course.navigation(path)
+    links = notebooks.navigation(path)
     assert first.endswith(links) and book.cells[-1].source.endswith(links), "run python -m helpers store"
-    assert course.minutes(path) in first, "the time shown is not that of the stored run: run python -m helpers store"
+    assert notebooks.minutes(path) in first, "the time shown is not that of the stored run: run python -m helpers store"
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=by_name)
 def test_exercises_ask_check_and_then_solve(path):
     """An answer cell, then its check, then the collapsed solution: in this order a run keeps the reader's answer."""
-    cells = course.read(path).cells
+    cells = notebooks.read(path).cells
     tags = [cell.metadata.get("tags", []) for cell in cells]
     exercises = [at for at, tag in enumerate(tags) if "exercise" in tag]
     assert 2 <= len(exercises) <= 3
@@ -104,7 +105,7 @@ def test_exercises_ask_check_and_then_solve(path):
     "path", [path for path in BOOKS if "models.load_model" in path.read_text("utf-8")], ids=by_name
 )
 def test_it_says_at_the_top_which_weights_it_runs_on(path):
-    top = code_cells(course.read(path))[1]
+    top = code_cells(notebooks.read(path))[1]
     assert "print(weights)" in top.source
     assert any("Weights of" in output.get("text", "") for output in top.outputs)
 
@@ -122,12 +123,12 @@ def run_damaged(number, path, folder, monkeypatch, *, written_by="onnxsim.simpli
     """Run a notebook at quick effort, with one file damaged just after the cell that wrote it."""
     monkeypatch.setenv("COURSE_EFFORT", "quick")
     monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    book = course.read(course.choose([number])[0])
+    book = notebooks.read(notebooks.choose([number])[0])
     code = [at for at, cell in enumerate(book.cells) if cell.cell_type == "code"]
     at = next(at for at in code if written_by in book.cells[at].source)
     book.cells.insert(at + 1, nbformat.v4.new_code_cell(DAMAGE.format(path=path)))
-    course.write(folder / f"{number}_damaged.ipynb", book)
-    return course.run(folder / f"{number}_damaged.ipynb", folder=settings.ROOT)
+    notebooks.write(folder / f"{number}_damaged.ipynb", book)
+    return notebooks.run(folder / f"{number}_damaged.ipynb", folder=settings.ROOT)
 
 
 def test_a_damaged_file_changes_the_conclusion_of_06(tmp_path, monkeypatch):
@@ -191,15 +192,15 @@ settings.EXPORTS, IMAGENETTE = archive.parents[1], True
 def test_labelled_accuracy_of_10_takes_imagenette_where_it_comes_whole(tmp_path, monkeypatch, hash_, said):
     monkeypatch.setenv("COURSE_EFFORT", "quick")
     monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    book = course.read(course.choose(["10"])[0])
+    book = notebooks.read(notebooks.choose(["10"])[0])
     cells = [cell for cell in book.cells if cell.cell_type == "code"]
     last = next(at for at, cell in enumerate(cells) if "labelled_images()" in cell.source)
     stage = "import dataclasses\n" + LIKE_IMAGENETTE.format(folder=str(tmp_path), hash=hash_)
     look = "print(labelled.shape, sorted(set(label_ids.tolist())))"
     code = [*(cell.source for cell in cells[:last]), stage, cells[last].source, look]
     book.cells = [nbformat.v4.new_code_cell(source) for source in code]
-    course.write(tmp_path / "10_labelled.ipynb", book)
-    *_, labelled, looked = course.run(tmp_path / "10_labelled.ipynb", folder=settings.ROOT).cells
+    notebooks.write(tmp_path / "10_labelled.ipynb", book)
+    *_, labelled, looked = notebooks.run(tmp_path / "10_labelled.ipynb", folder=settings.ROOT).cells
     assert said in printed(labelled)
     if hash_ == "right":
         assert printed(looked) == "(6, 3, 128, 128) [0, 701]\n", "tench and parachute, by ImageNet's class ids"
@@ -214,13 +215,13 @@ class Hidden:
         if name.partition(".")[0] in hidden:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Hidden())
-browser.missing_runtime = lambda: f"not installed: {browser.INSTALL}"
+webpage.missing_runtime = lambda: f"not installed: {webpage.INSTALL}"
 paddle_export.NAME = "no_such_file.onnx"
 """
 
 
 def test_six_engines_and_the_browser_among_them_agreed_in_the_stored_run():
-    book = course.read(course.choose(["11"])[0])
+    book = notebooks.read(notebooks.choose(["11"])[0])
     (html,) = (
         output.data["text/html"]
         for cell in code_cells(book)
@@ -240,7 +241,7 @@ def errors_promised(book):
 
 
 def test_the_error_lab_shows_the_errors_that_its_table_promises():
-    book = course.read(course.choose(["13"])[0])
+    book = notebooks.read(notebooks.choose(["13"])[0])
     promised, code = errors_promised(book), "\n".join(cell.source for cell in code_cells(book))
     calls = re.findall(r'expect\(\s*"([\w-]+)", (.+?), "(.+?)"\s*\)', code)
     assert len(calls) == code.count("expect(") - 1, "a call of expect() in another form"  # one is its definition
@@ -299,7 +300,7 @@ def runs(tmp_path_factory):
 
     @functools.cache
     def run(path):
-        book, number = course.read(path), path.name[:2]
+        book, number = notebooks.read(path), path.name[:2]
         if number in STAGED:
             first = next(at for at, cell in enumerate(book.cells) if cell.cell_type == "code")
             book.cells.insert(first + 1, nbformat.v4.new_code_cell(STAGED[number]))
@@ -310,11 +311,11 @@ def runs(tmp_path_factory):
             for exercise, answer in enumerate(WRONG[number], start=1)
         ]
         copy = tmp_path_factory.mktemp("runs") / path.name
-        course.write(copy, book)
+        notebooks.write(copy, book)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("COURSE_EFFORT", "quick")
             patch.setenv("COURSE_WEIGHTS", "stand-in")
-            return course.run(copy, folder=settings.ROOT)
+            return notebooks.run(copy, folder=settings.ROOT)
 
     return run
 
@@ -338,7 +339,7 @@ def test_runs_alone_at_quick_effort_from_the_root(path, runs):
 
 @pytest.mark.parametrize("number", ["09", "10"])
 def test_what_a_machine_lacks_is_said_and_stops_nothing(number, runs):
-    text = str(runs(course.choose([number])[0]))
+    text = str(runs(notebooks.choose([number])[0]))
     assert "python -m pip install openvino" in text
     assert "InvalidCxxCompiler" in text and "this processor has no bf16 instructions" in text
     if number == "10" and platform.machine().lower() in ("x86_64", "amd64"):
@@ -346,8 +347,8 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(number, runs):
 
 
 def test_engines_that_are_not_installed_are_rows_that_say_how_to_get_them(runs):
-    text = str(runs(course.choose(["11"])[0]))
+    text = str(runs(notebooks.choose(["11"])[0]))
     packages = ("openvino", "opencv-python-headless", "ncnn pnnx", "skl2onnx", "keras")
     for command in (*(f"python -m pip install {package}" for package in packages), "npm install --prefix"):
         assert f"not installed: {command}" in text, f"no row says: {command}"
-    assert "python -m helpers.paddle_export" in text
+    assert "python -m helpers paddle" in text
