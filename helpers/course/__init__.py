@@ -1,1 +1,1 @@
-"""The course's own machinery: runs, stores, renders, prints the notebooks; no notebook and no other helper imports it."""
+"""The course's machinery: runs, stores, renders, prints the notebooks; no notebook and no other helper imports it."""

@@ -124,7 +124,7 @@ def store(only: list[str]) -> int:
                 book = run(path)
         except RunError as error:
             failed = True
-            print(f"FAILED {error}; the file is as before", flush=True)
+            print(f"FAILED {error.args[0]}; the file is as before", flush=True)
             continue
         seconds = time.perf_counter() - started
         run_facts = {"effort": settings.effort(), "seconds": round(seconds, 1), "cores": machine.usable_cores()}

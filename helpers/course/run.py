@@ -1,4 +1,4 @@
-"""The one place that runs notebooks; executed copies are kept in ``_build/executed`` until something they depend on changes.
+"""The one place that runs notebooks; ``_build/executed`` keeps executed copies as long as they are up to date.
 
 Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it.
 """
@@ -29,11 +29,7 @@ MOST_AT_ONCE = 4  # notebooks side by side: each may take 2 GiB of memory
 
 
 class RunError(RuntimeError):
-    """A notebook stopped; the message says in which cell and why. ``book`` is the notebook as far as it came."""
-
-    def __init__(self, message: str, book: NotebookNode) -> None:
-        super().__init__(message)
-        self.book = book
+    """A notebook stopped: in which cell and why, and the notebook as far as it came."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def run_all(paths: list[Path]) -> dict[Path, Result]:
         try:
             book, problem = run(path), ""
         except RunError as error:
-            book, problem = error.book, str(error)
+            problem, book = error.args
         return path, Result(book, time.perf_counter() - started, problem)
 
     def note(path: Path, result: Result) -> None:
@@ -151,17 +147,15 @@ def _kept(path: Path) -> Result | None:
 
 
 def key(path: Path) -> str:
-    """Hash all that a notebook's outputs depend on: its sources, the course's settings, packages, photos and results."""
+    """Hash all that a notebook's outputs depend on: its sources, settings, packages, photos and results."""
     names = {file.stem for file in notebooks.helpers_used(path)}
     cells = len([cell for cell in notebooks.read(path).cells if cell.cell_type == "code"])
     choices = sorted(item for item in os.environ.items() if item[0].startswith("COURSE_"))
     packages = sorted((one.name, one.version) for one in distributions())
     digest = hashlib.sha256(json.dumps([notebooks.source_hash(path), cells, choices, packages]).encode())
     files = list(settings.WEIGHTS.glob("*"))
-    files += [photo for photo in settings.IMAGES.glob("*") if not photo.name.startswith(".") and "images" in names]
-    files += [
-        rows for rows in settings.DATA.glob("results/*.*") if rows.suffix in (".jsonl", ".csv") and "results" in names
-    ]
+    files += list(settings.IMAGES.glob("[!.]*")) if "images" in names else []
+    files += list(settings.DATA.glob("results/*.jsonl")) if "results" in names else []
     for file in sorted(files):
         if file.is_file():
             digest.update(os.fsencode(file.name) + b"\0" + file.read_bytes())

@@ -41,8 +41,8 @@ def slides(path: Path, out: Path) -> Path:
     """Make a deck of a notebook with its stored outputs.
 
     A cell's metadata ``slideshow.slide_type`` says where it stands: "slide", "subslide", "fragment", "-" (on the slide
-    before it), "notes" or "skip". For a cell without it: a heading begins a slide, code stands below the prose before it
-    if both fit, each picture and table has a slide of its own. Exercises stay in the notebook.
+    before it), "notes" or "skip". For a cell without it: a heading begins a slide, code stands below the prose before
+    it if both fit, each picture and table has a slide of its own. Exercises stay in the notebook.
 
     Args:
         path: the notebook.
