@@ -72,7 +72,7 @@ def _plain(source: str, *, module: bool = False) -> ast.Module:
     documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, *((ast.Module,) if module else ()))
     for node in ast.walk(tree):
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-            node.body[0] = ast.copy_location(ast.Pass(), node.body[0])
+            node.body = node.body[1:] or [ast.Pass()]
     return tree
 
 
