@@ -59,7 +59,8 @@ def test_every_import_is_required():
         if settings.EXPORTS not in path.parents  # what notebooks and commands made, whole environments among it
     ]
     texts += [
-        "\n".join(c.source for c in notebooks.read(book).cells if c.cell_type == "code") for book in notebooks.notebooks()
+        "\n".join(c.source for c in notebooks.read(book).cells if c.cell_type == "code")
+        for book in notebooks.notebooks()
     ]
     imported = set(re.findall(r"^\s*(?:import|from) ([a-zA-Z_]\w*)", "\n".join(texts), re.MULTILINE))
     imported -= {"helpers", *sys.stdlib_module_names}
