@@ -84,9 +84,8 @@ def test_a_conclusion_is_a_sentence_not_code(path):
     known_by_now = cells[:2] if path.name >= "04" else []
     bare = [cell for cell in cells if "Markdown(" in cell.source or cell in known_by_now]
     seen = [cell.source[:200] for cell in bare if not is_hidden(cell)]
-    assert not seen, 'hide their source: "jupyter": {"source_hidden": true}, "tags": ["hide-input"]\n' + "\n…\n".join(
-        seen
-    )
+    hint = 'hide their source: "jupyter": {"source_hidden": true}, "tags": ["hide-input"]'
+    assert not seen, "\n…\n".join([hint, *seen])
     lengths = {
         cell.source[:80]: len([line for line in cell.source.splitlines() if line.strip()])
         for cell in cells
