@@ -27,23 +27,27 @@ def pdf(out: Path) -> Path:
     """
     if lack := chromium.missing():
         raise chromium.BrowserError(f"The PDF is printed by a browser: {lack}")
-    from playwright.sync_api import sync_playwright
-
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        page = single_page(Path(folder))
-        with sync_playwright() as playwright, chromium.launch(playwright) as browser:
-            on_paper(browser, page).pdf(
-                path=out,
-                format="A4",
-                print_background=True,
-                outline=True,
-                tagged=True,
-                display_header_footer=True,
-                header_template="<span></span>",
-                footer_template='<p class="pageNumber" style="font-size: 8px; width: 100%; text-align: center"></p>',
-                margin={"top": "16mm", "bottom": "16mm", "left": "15mm", "right": "15mm"},
-            )
+        return print_page(single_page(Path(folder)), out)
+
+
+def print_page(page: Path, out: Path) -> Path:
+    """Print a page of :func:`single_page` on A4; return the .pdf file."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, chromium.launch(playwright) as browser:
+        on_paper(browser, page).pdf(
+            path=out,
+            format="A4",
+            print_background=True,
+            outline=True,
+            tagged=True,
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template='<p class="pageNumber" style="font-size: 8px; width: 100%; text-align: center"></p>',
+            margin={"top": "16mm", "bottom": "16mm", "left": "15mm", "right": "15mm"},
+        )
     return out
 
 

@@ -32,9 +32,9 @@ def course(tmp_path_factory):
     return Built(root, build(root))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def browser():
-    """Start a browser for all tests that open pages."""
+    """Start a browser; one a test, as the commands start their own and Playwright allows one at a time."""
     if lack := chromium.missing():
         pytest.skip(lack)
     from playwright.sync_api import sync_playwright
