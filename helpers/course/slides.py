@@ -126,6 +126,8 @@ def _lines(text: str) -> int:
 
 def _slide(cell: NotebookNode, kind: str, *, outputs: list[NotebookNode] | None = None, **more: object) -> NotebookNode:
     cell = copy.deepcopy(cell)
+    if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+        more["alt"] = alt  # where nbconvert looks for it
     cell.metadata = nbformat.from_dict({"slideshow": {"slide_type": kind}, **more})
     cell["id"] = new_markdown_cell().id  # several slides come from one cell
     if cell.cell_type == "code":

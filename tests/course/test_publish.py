@@ -72,8 +72,10 @@ def test_slide_types_decide_and_without_them_headings_and_lengths_do(tmp_path):
     assert hidden == [False] * 6 + [True, False, True, False]
 
 
-def test_deck_asks_no_network(decks):
+def test_deck_asks_no_network_and_describes_its_pictures(decks):
     for deck in decks:
+        pictures = re.findall(r"<img[^>]*>", deck.read_text("utf-8"))
+        assert [tag[-80:] for tag in pictures if not re.search(r'alt="[^"]', tag)] == []
         loaded = re.findall(r'<(?:script|link|img)[^>]+?(?:src|href)="([^"]+)"', deck.read_text("utf-8"))
         assert loaded
         for link in loaded:
