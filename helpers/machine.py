@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 
 import joblib
@@ -32,6 +32,14 @@ INSTRUCTION_SETS = {
     "i8mm": ("Arm I8MM", "INT8 matrix products"),
     "bf16": ("Arm BF16", "bfloat16 products"),
 }
+
+
+def version(package: str) -> str:
+    """Return the version of the package that is imported, without its build.
+
+    Not that of an installed distribution: ``onnxruntime`` may come with the one called ``onnxruntime-gpu``.
+    """
+    return import_module(package).__version__.removeprefix("v").partition("+")[0]
 
 
 def cpu_name() -> str:
