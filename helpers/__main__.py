@@ -29,7 +29,7 @@ def publish(choice: argparse.Namespace) -> int:
         taken = pages.pictures(choice.site or run.WORK / "html", run.WORK / "pictures")
         print(f"{len(taken)} pictures in {run.WORK / 'pictures'}")
     elif choice.command == "pdf":
-        print(book.pdf(choice.out or run.WORK / "notebooks.pdf"))
+        print(book.pdf(choice.out or run.WORK / "course.pdf"))
     elif choice.command == "slides":
         for path in notebooks.choose(choice.only):
             print(slides.slides(path, run.WORK / "slides").resolve().as_uri())
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("only", nargs="*", metavar="NN", help="just these; all if none is named")
     handout.add_argument("--force", action="store_true", help="overwrite handouts that somebody has worked in")
     pdf = commands.add_parser("pdf", help="print the whole course, with its stored outputs, as one PDF")
-    pdf.add_argument("--out", type=Path, help="the file (default: _build/notebooks.pdf)")
+    pdf.add_argument("--out", type=Path, help="the file (default: _build/course.pdf)")
     pictures = commands.add_parser("pictures", help="for authors: picture every page and plot in _build/pictures/")
     pictures.add_argument("--site", type=Path, help="folder of the built site (default: _build/html/)")
     commands.add_parser("paddle", help="export a PaddlePaddle network for notebook 11 (about 1 GB to install)")

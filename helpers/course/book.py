@@ -53,7 +53,7 @@ def print_page(page: Path, out: Path) -> Path:
 
 def single_page(folder: Path) -> Path:
     """Render the course as one web page; return it. RuntimeError if Sphinx complains."""
-    styles = ["notebooks.css", "print.css"]
+    styles = ["course.css", "print.css"]
     choices = {"html_theme": "basic", "html_theme_options": {}, "html_css_files": styles, "html_js_files": []}
     if complaints := build.render({}, folder, builder="singlehtml", **choices):
         raise RuntimeError(f"Sphinx complains: {complaints}")
