@@ -60,10 +60,12 @@ def goals(path: Path) -> list[str]:
     return [" ".join(item.split()) for item in re.split(r"(?m)^- ", found[1]) if item.strip()]
 
 
-def code(path: Path) -> ast.Module:
-    """Return a notebook's code as a syntax tree: no comments, no docstrings of its functions."""
+def code(path: Path) -> list[ast.Module]:
+    """Return a notebook's code as a syntax tree a cell: no comments, no docstrings of its functions."""
     cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-    return _plain(TransformerManager().transform_cell("\n".join(cells)))  # which makes Python of IPython's own commands
+    return [
+        _plain(TransformerManager().transform_cell(source)) for source in cells
+    ]  # IPython's own commands, as Python
 
 
 def _plain(source: str, *, module: bool = False) -> ast.Module:
@@ -94,7 +96,7 @@ def _imported(tree: ast.Module) -> set[Path]:
 
 def helpers_used(path: Path) -> dict[Path, ast.Module]:
     """Return the files of ``helpers`` that a notebook imports, and those that these import, with their plain code."""
-    waiting, seen = _imported(code(path)), {}
+    waiting, seen = set().union(*map(_imported, code(path))), {}
     while waiting:
         file = waiting.pop()
         seen[file] = _plain(file.read_text(encoding="utf-8"), module=True)
@@ -108,7 +110,7 @@ def source_hash(path: Path) -> str:
     Comments, docstrings and line ends do not count, nor do a notebook's prose and metadata.
     """
     used = helpers_used(path)
-    parts = [ast.unparse(code(path)), *(ast.unparse(used[file]) for file in sorted(used))]
+    parts = [ast.unparse(tree) for tree in [*code(path), *(used[file] for file in sorted(used))]]
     files = [page for file in used if (page := file.with_suffix(".html")).exists()]
     files += [*settings.DATA.glob("*.csv"), *settings.DATA.glob("article/*.csv")]
     parts += [file.read_text(encoding="utf-8") for file in sorted(files)]  # with \n as line ends

@@ -85,6 +85,7 @@ def run_all(paths: list[Path]) -> dict[Path, Result]:
     Notebooks that measure run alone; the others before them, side by side, where the system can tie each to processor
     cores of its own. A notebook that fails stops none of the others.
     """
+    sources = {path: notebooks.source_hash(path) for path in paths}  # whatever an author changes meanwhile
     results = {path: kept for path in paths if (kept := _kept(path))}
     waiting = [path for path in paths if path not in results]
     shared = [path for path in waiting if not notebooks.runs_alone(path)]
@@ -103,6 +104,7 @@ def run_all(paths: list[Path]) -> dict[Path, Result]:
 
     def note(path: Path, result: Result) -> None:
         results[path] = result
+        _keep(path, result, sources[path])
         done = f"FAILED {result.problem}" if result.problem else f"done in {result.seconds:.0f} s"
         print(f"[{len(results)}/{len(paths)}] {path.stem} … {done}", flush=True)
 
@@ -118,10 +120,8 @@ def run_all(paths: list[Path]) -> dict[Path, Result]:
         for path in waiting:
             if path not in results:
                 note(*one(path))
-    for path, result in results.items():  # now, as the notebooks that measure have added results of their own
-        if not result.problem:
-            result.book.metadata["executed"] = {"key": key(path), "seconds": result.seconds}
-            notebooks.write(_copy(path), result.book)
+    for path, result in results.items():  # once more, as the notebooks that measure have added results of their own
+        _keep(path, result, sources[path])
     return results
 
 
@@ -131,11 +131,17 @@ def _copy(path: Path) -> Path:
     return folder / path.name
 
 
+def _keep(path: Path, result: Result, sources: str) -> None:
+    if not result.problem:
+        result.book.metadata["executed"] = {"key": key(path, sources), "seconds": result.seconds}
+        notebooks.write(_copy(path), result.book)
+
+
 def _kept(path: Path) -> Result | None:
     """Return the executed copy of an earlier build if all that it depends on is as it was, with today's prose."""
     copy = _copy(path)
     executed = notebooks.read(copy).metadata.get("executed", {}) if copy.exists() else {}
-    if executed.get("key") != key(path):
+    if executed.get("key") != key(path, notebooks.source_hash(path)):
         return None
     book = notebooks.read(path)
     ran = iter([cell for cell in notebooks.read(copy).cells if cell.cell_type == "code"])
@@ -146,19 +152,17 @@ def _kept(path: Path) -> Result | None:
     return Result(book, executed["seconds"], kept=True)
 
 
-def key(path: Path) -> str:
-    """Hash all that a notebook's outputs depend on: its sources, settings, packages, photos and results."""
+def key(path: Path, sources: str) -> str:
+    """Hash all that a notebook's outputs depend on: its sources' hash, settings, packages, weights, photos, results."""
     names = {file.stem for file in notebooks.helpers_used(path)}
-    cells = len([cell for cell in notebooks.read(path).cells if cell.cell_type == "code"])
     choices = sorted(item for item in os.environ.items() if item[0].startswith("COURSE_"))
     packages = sorted((one.name, one.version) for one in distributions())
-    digest = hashlib.sha256(json.dumps([notebooks.source_hash(path), cells, choices, packages]).encode())
-    files = list(settings.WEIGHTS.glob("*"))
-    files += list(settings.IMAGES.glob("[!.]*")) if "images" in names else []
+    weights = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in settings.WEIGHTS.glob("*"))
+    digest = hashlib.sha256(json.dumps([sources, choices, packages, weights]).encode())
+    files = list(settings.IMAGES.glob("[!.]*")) if "images" in names else []
     files += list(settings.DATA.glob("results/*.jsonl")) if "results" in names else []
-    for file in sorted(files):
-        if file.is_file():
-            digest.update(os.fsencode(file.name) + b"\0" + file.read_bytes())
+    for file in sorted(filter(Path.is_file, files)):
+        digest.update(os.fsencode(file.name) + b"\0" + file.read_bytes())
     return digest.hexdigest()
 
 
