@@ -1,7 +1,4 @@
-"""The whole course, with its stored outputs, as one PDF: contents, notebooks, solutions.
-
-Nothing here is taught in a notebook; ``python -m helpers pdf`` and the tests use it.
-"""
+"""The whole course, with its stored outputs, as one PDF: contents, notebooks, solutions."""
 
 import tempfile
 from pathlib import Path
@@ -17,14 +14,7 @@ PAPER = {"width": 680, "height": 1000}  # of an A4 page between its margins, in 
 
 
 def pdf(out: Path) -> Path:
-    """Print the course.
-
-    Args:
-        out: the .pdf file to write.
-    Raises:
-        BrowserError: if there is no browser to print with.
-        RuntimeError: if Sphinx complains; the message holds its words.
-    """
+    """Print the course and return the .pdf file; BrowserError without a browser, RuntimeError if Sphinx complains."""
     if lack := chromium.missing():
         raise chromium.BrowserError(f"The PDF is printed by a browser: {lack}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +42,7 @@ def print_page(page: Path, out: Path) -> Path:
 
 
 def single_page(folder: Path) -> Path:
-    """Render the course as one web page; return it. RuntimeError if Sphinx complains."""
+    """Render the course as one web page; return it."""
     styles = ["course.css", "print.css"]
     choices = {"html_theme": "basic", "html_theme_options": {}, "html_css_files": styles, "html_js_files": []}
     if complaints := build.render({}, folder, builder="singlehtml", **choices):

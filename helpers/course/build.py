@@ -1,7 +1,4 @@
-"""Build the site from executed copies, and store outputs in the notebooks themselves.
-
-Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it.
-"""
+"""Build the site from executed copies, and store outputs in the notebooks themselves."""
 
 import io
 import os
@@ -21,13 +18,7 @@ SITE = WORK / "html"
 
 
 def build(effort: str, only: list[str], out: Path) -> int:
-    """Run the notebooks and render the site; return the exit code.
-
-    Args:
-        effort: "quick", "standard" or "full".
-        only: numbers of the notebooks to run; the rest are shown with their stored outputs. All for an empty list.
-        out: the folder for the site.
-    """
+    """Run the notebooks whose numbers ``only`` lists, or all; render the site in ``out``; return the exit code."""
     os.environ["COURSE_EFFORT"] = effort  # the kernels inherit it
     paths = notebooks.choose(only)
     out.mkdir(parents=True, exist_ok=True)
@@ -75,13 +66,9 @@ def _prepare(paths: list[Path]) -> None:
 
 
 def render(books: Mapping[str, NotebookNode], out: Path, *, builder: str = "html", **choices: object) -> str:
-    """Render notebooks with the outputs they have, and the other pages; return Sphinx's complaints, "" if none.
+    """Render the pages, executed copies (``books``, by file name) instead of stored ones; return Sphinx's complaints.
 
-    Args:
-        books: executed copies by file name; of the notebooks not named here, the stored ones are rendered.
-        out: the folder for the pages.
-        builder: one of Sphinx's.
-        choices: settings that differ from ``notebooks/conf.py``.
+    ``choices`` are settings that differ from ``notebooks/conf.py``.
     """
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils

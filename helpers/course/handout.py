@@ -1,7 +1,4 @@
-"""The notebooks without their solutions: places to fill in, and the cells that check an answer.
-
-Nothing here is taught in a notebook; ``python -m helpers handout`` and the tests use it.
-"""
+"""The notebooks without their solutions: places to fill in, and the cells that check an answer."""
 
 import re
 import shutil
@@ -14,16 +11,9 @@ from helpers.course import notebooks
 
 
 def handout(path: Path, out: Path, *, force: bool = False) -> Path:
-    """Copy a notebook without its solutions, and the pictures it shows.
+    """Copy a notebook without its solutions, and the pictures, to a folder beside ``helpers``; return the copy.
 
-    Args:
-        path: the notebook.
-        out: a folder directly under the course's root, from where the cells find ``helpers``.
-        force: overwrite a handout that somebody has worked in.
-    Returns:
-        The handout, an .ipynb file.
-    Raises:
-        FileExistsError: if the file is there and holds something else, perhaps somebody's answers.
+    FileExistsError if the file is there and holds something else, perhaps somebody's answers, unless ``force``.
     """
     book, _ = TagRemovePreprocessor(remove_cell_tags={"solution"}).preprocess(notebooks.read(path), {})
     for cell in book.cells:

@@ -1,7 +1,4 @@
-"""The notebooks as files: which there are, how they link to each other, and whether their stored outputs are fresh.
-
-Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it.
-"""
+"""The notebooks as files: which there are, how they link to each other, and whether their stored outputs are fresh."""
 
 import ast
 import hashlib
@@ -24,11 +21,7 @@ def notebooks() -> list[Path]:
 
 
 def choose(numbers: list[str]) -> list[Path]:
-    """Return the notebooks whose names start with one of the given numbers ("03"); all of them for an empty list.
-
-    Raises:
-        ValueError: if a number fits no notebook.
-    """
+    """Return the notebooks with these numbers ("03"), all for an empty list; ValueError if a number fits none."""
     books = notebooks()
     numbers = [number.zfill(2) for number in numbers]  # "3" means "03"
     for number in numbers:
@@ -63,9 +56,8 @@ def goals(path: Path) -> list[str]:
 def code(path: Path) -> list[ast.Module]:
     """Return a notebook's code as a syntax tree a cell: no comments, no docstrings of its functions."""
     cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-    return [
-        _plain(TransformerManager().transform_cell(source)) for source in cells
-    ]  # IPython's own commands, as Python
+    as_python = TransformerManager().transform_cell  # IPython's own commands, too
+    return [_plain(as_python(source)) for source in cells]
 
 
 def _plain(source: str, *, module: bool = False) -> ast.Module:

@@ -1,7 +1,4 @@
-"""Pictures of the site's pages and of every plot, to proofread by eye.
-
-Nothing here is taught in a notebook; ``python -m helpers pictures`` and the tests use it.
-"""
+"""Pictures of the site's pages and of every plot, to proofread by eye."""
 
 import base64
 import itertools
@@ -18,14 +15,7 @@ STRIP = 3000  # height of one picture of a long page, in CSS pixels; browsers dr
 def pictures(site: Path, out: Path) -> list[Path]:
     """Take pictures of every page of the site, at desktop and phone width, light and dark, and of every plot.
 
-    Args:
-        site: the folder of a built site.
-        out: the folder for the pictures; what an earlier run left there goes.
-    Returns:
-        The pictures: strips of the pages, ``NAME-desktop-dark-02.png``, and the stored plots, ``NAME-plot-01.png``.
-    Raises:
-        FileNotFoundError: if there is no site.
-        BrowserError: if there is no browser.
+    They replace what is in ``out``: strips of the pages, ``NAME-desktop-dark-02.png``, and plots, ``NAME-plot-01.png``.
     """
     pages = sorted(site.glob("*.html"))
     if not pages:
@@ -49,13 +39,9 @@ def pictures(site: Path, out: Path) -> list[Path]:
                     tab.screenshot(path=taken[-1], full_page=True, clip=strip)
     for path in notebooks.notebooks():
         outputs = [output for cell in notebooks.read(path).cells for output in cell.get("outputs", ())]
-        plots = [
-            (kind, output.data[f"image/{kind}"])
-            for output in outputs
-            for kind in ("png", "jpeg")
-            if f"image/{kind}" in output.get("data", {})
-        ]
+        shown = [item for output in outputs for item in output.get("data", {}).items()]
+        plots = [(kind, data) for kind, data in shown if kind in ("image/png", "image/jpeg")]
         for number, (kind, plot) in enumerate(plots, start=1):
-            taken.append(out / f"{path.stem}-plot-{number:02d}.{kind}")
+            taken.append(out / f"{path.stem}-plot-{number:02d}.{kind.removeprefix('image/')}")
             taken[-1].write_bytes(base64.b64decode(plot))
     return taken

@@ -1,7 +1,4 @@
-"""The one place that runs notebooks; ``_build/executed`` keeps executed copies as long as they are up to date.
-
-Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it.
-"""
+"""The one place that runs notebooks; ``_build/executed`` keeps executed copies as long as they are up to date."""
 
 import hashlib
 import json
@@ -43,15 +40,9 @@ class Result:
 
 
 def run(path: Path, *, folder: Path | None = None) -> NotebookNode:
-    """Run a notebook from top to bottom in a fresh kernel; the file stays as it is.
+    """Run a notebook in a fresh kernel that works in ``folder``, or the notebook's own; return it with new outputs.
 
-    Args:
-        path: the notebook.
-        folder: the kernel's working folder; the notebook's own if not given.
-    Returns:
-        The notebook with its new outputs.
-    Raises:
-        RunError: if a cell fails or takes too long, or the kernel dies.
+    The file stays as it is. RunError if a cell fails or takes too long, or the kernel dies.
     """
     book = notebooks.read(path)
     for cell in book.cells:

@@ -1,7 +1,4 @@
-"""A deck of slides of each notebook, which opens from disk, without a network.
-
-Nothing here is taught in a notebook; ``python -m helpers slides`` and the tests use it.
-"""
+"""A deck of slides of each notebook, which opens from disk, without a network."""
 
 import copy
 import re
@@ -44,11 +41,8 @@ def slides(path: Path, out: Path) -> Path:
     before it), "notes" or "skip". For a cell without it: a heading begins a slide, code stands below the prose before
     it if both fit, each picture and table has a slide of its own. Exercises stay in the notebook.
 
-    Args:
-        path: the notebook.
-        out: the folder that gets the deck, and the files that decks share.
     Returns:
-        The deck, an .html file.
+        The deck, an .html file in ``out``, beside the files that decks share.
     """
     out.mkdir(parents=True, exist_ok=True)
     package = find_spec("sphinx_revealjs")  # brings reveal.js; its Sphinx extension is not used
