@@ -345,7 +345,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("only", nargs="*", metavar="NN", help="just these; all if none is named")
     five.add_argument("--force", action="store_true", help="overwrite handouts that somebody has worked in")
     six = commands.add_parser("pdf", help="print the whole course, with its stored outputs, as one PDF")
-    six.add_argument("--out", type=Path, default=WORK / "notebooks.pdf", help="the file (default: _build/notebooks.pdf)")
+    six.add_argument(
+        "--out", type=Path, default=WORK / "notebooks.pdf", help="the file (default: _build/notebooks.pdf)"
+    )
     seven = commands.add_parser("pictures", help="for authors: picture every page and plot in _build/pictures/")
     seven.add_argument("--site", type=Path, default=SITE, help="folder of the built site (default: _build/html/)")
     choice = parser.parse_args(arguments)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from helpers import machine, settings, timing
 from helpers.engines import AGAIN, COLUMNS, REFERENCE
@@ -241,20 +242,18 @@ def _set_ratios(table: pd.DataFrame, group: pd.DataFrame) -> None:
         return
     theirs = reference.iloc[-1]
     for at, row in measured.iterrows():
-        ratio, half_width = compare(theirs, row)
-        table.loc[at, ["ratio", "half_width"]] = ratio, half_width
+        centre, error, degrees = compare(theirs, row)
+        one_session = min(row["protocol"], theirs["protocol"]) == 1  # its rounds say nothing of other sessions
+        half = math.nan if one_session else float(np.expm1(stats.t.ppf((1 + timing.CONFIDENCE) / 2, degrees) * error))
+        table.loc[at, ["ratio", "half_width"]] = math.exp(centre), half
 
 
-def compare(over: pd.Series, under: pd.Series, *, confidence: float = timing.CONFIDENCE) -> tuple[float, float]:
-    """Return the time of one row of a table over another's, and the half-width of its interval as a share.
-
-    Rows of one sitting are compared session by session. Rows of protocol 1 come from one session and have no interval.
-    """
+def compare(over: pd.Series, under: pd.Series) -> tuple[float, float, float]:
+    """Return ``timing.log_ratio`` of the times of two rows of a table, session by session if they are of one sitting."""
     if not isinstance(over["session_ms"], list) or not isinstance(under["session_ms"], list):
-        return math.nan, math.nan
-    paired = over.get("sitting") == under.get("sitting")
-    ratio, half = timing.ratio_interval(over["session_ms"], under["session_ms"], paired=paired, confidence=confidence)
-    return ratio, math.nan if min(over["protocol"], under["protocol"]) == 1 else half
+        return (math.nan,) * 3
+    paired = over.get("sitting") == under.get("sitting") or over["protocol"] == under["protocol"] == 1
+    return timing.log_ratio(over["session_ms"], under["session_ms"], paired=paired)
 
 
 def floor(table: pd.DataFrame) -> float:
@@ -276,8 +275,10 @@ def floor(table: pd.DataFrame) -> float:
         by_column = {row["column"]: row for _, row in rows.iterrows()}
         for one, other in twins.items():
             if one in by_column and other in by_column:
-                ratio, half = compare(by_column[one], by_column[other])
-                ends.append(abs(math.log(ratio)) + (0.0 if math.isnan(half) else math.log1p(half)))
+                centre, error, degrees = compare(by_column[one], by_column[other])
+                one_session = by_column[one]["protocol"] == 1 or math.isnan(error)
+                half = 0.0 if one_session else stats.t.ppf((1 + timing.CONFIDENCE) / 2, degrees) * error
+                ends.append(abs(centre) + half)
     return math.expm1(max(ends)) if ends else math.nan
 
 

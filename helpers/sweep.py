@@ -65,7 +65,9 @@ def file_maker(export: Callable[..., object], folder: str | Path) -> MakeFile:
             exported[path] = wanted
         if not simplify:
             return path
-        simplified, _ = onnxsim.simplify(onnx.load(path))  # whether it is right, the sweep finds out: it compares outputs
+        simplified, _ = onnxsim.simplify(
+            onnx.load(path)
+        )  # whether it is right, the sweep finds out: it compares outputs
         onnx.save(simplified, path.with_stem(f"{path.stem}_sim"))
         return path.with_stem(f"{path.stem}_sim")
 

@@ -170,35 +170,40 @@ def verdict(ratio: float, half_width: float, *, floor: float = 0.0) -> str:
     return "faster" if ratio / width > 1 else "slower" if ratio * width < 1 else "undecided"
 
 
-def ratio_interval(
-    over_ms: Sequence[float], under_ms: Sequence[float], *, paired: bool = True, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
+def log_ratio(
+    over_ms: Sequence[float], under_ms: Sequence[float], *, paired: bool = True
+) -> tuple[float, float, float]:
     """Compare two backends by the medians of their sessions.
 
     Args:
         over_ms: a median a session, of one backend.
         under_ms: of the other.
-        paired: whether session n of one was measured beside session n of the other; else Welch's interval.
-        confidence: of the interval.
+        paired: whether session n of one was measured beside session n of the other; else Welch's formulas.
     Returns:
-        The ratio (geometric mean over sessions), and the half-width of its Student's t interval as a share of it: NaN
-        with under 3 sessions of either.
+        The mean of the logarithm of the ratio, its standard error, and the degrees of freedom of Student's t; error and
+        degrees are NaN with under 3 sessions of either, everything without any.
     """
     over, under = np.log(over_ms), np.log(under_ms)
-    if not len(over) or not len(under):
-        return math.nan, math.nan
+    n = min(len(over), len(under))
     if paired:
-        n = min(len(over), len(under))
-        logs = over[:n] - under[:n]
-        centre, error, degrees = logs.mean(), stats.sem(logs) if n > 1 else math.nan, n - 1
-    else:
-        n = min(len(over), len(under))
-        centre = over.mean() - under.mean()
-        parts = [np.var(logs, ddof=1) / len(logs) if len(logs) > 1 else math.nan for logs in (over, under)]
-        error = math.sqrt(sum(parts))
-        spread = sum(part**2 / (len(logs) - 1) for part, logs in zip(parts, (over, under), strict=True) if len(logs) > 1)
-        degrees = sum(parts) ** 2 / spread if spread else 2 * n - 2
-    half = stats.t.ppf((1 + confidence) / 2, degrees) * error if n > 2 else math.nan
+        over, under = over[:n], under[:n]
+    centre = over.mean() - under.mean() if n else math.nan
+    if n < 3:
+        return float(centre), math.nan, math.nan
+    if paired:
+        return float(centre), float(stats.sem(over - under)), n - 1
+    parts = np.array([np.var(over, ddof=1) / len(over), np.var(under, ddof=1) / len(under)])
+    spread = (parts**2 / np.array([len(over) - 1, len(under) - 1])).sum()
+    degrees = parts.sum() ** 2 / spread if spread else len(over) + len(under) - 2
+    return float(centre), float(np.sqrt(parts.sum())), float(degrees)
+
+
+def ratio_interval(
+    over_ms: Sequence[float], under_ms: Sequence[float], *, paired: bool = True, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the ratio of ``log_ratio``, and the half-width of its Student's t interval as a share of it."""
+    centre, error, degrees = log_ratio(over_ms, under_ms, paired=paired)
+    half = stats.t.ppf((1 + confidence) / 2, degrees) * error
     return float(np.exp(centre)), float(np.expm1(half))
 
 
