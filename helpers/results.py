@@ -182,6 +182,22 @@ def collect(folder: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, s
     return (pd.concat(tables, ignore_index=True) if tables else to_table([]).assign(machine="")), left_out
 
 
+def with_gpu(network: str, *, folder: str | Path | None = None) -> pd.DataFrame:
+    """Return the rows of a machine that has measured a network on a GPU: the newest protocol's, else no rows.
+
+    Args:
+        network: its name.
+        folder: where the .jsonl files lie; ``data/results`` if not given.
+    """
+    table, _ = collect(folder)
+    table = table[table["network"] == network]
+    on_gpu = table[table["column"].map(lambda name: COLUMNS[name].device == "cuda") & table["p50_ms"].notna()]
+    if on_gpu.empty:
+        return on_gpu
+    newest = on_gpu.sort_values(["protocol", "measured_at"]).iloc[-1]
+    return table[(table["machine"] == newest["machine"]) & (table["protocol"] == newest["protocol"])]
+
+
 def to_table(rows: Iterable[dict]) -> pd.DataFrame:
     """Return rows as a DataFrame, computed anew from their raw blocks.
 

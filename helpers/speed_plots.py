@@ -229,7 +229,7 @@ def _places(table: pd.DataFrame, ax: Axes) -> dict[tuple[int, int, int], int]:
         names = [f"{batch}×{name}" for (batch, *_), name in zip(place, names, strict=True)]
     ax.set_xticks(range(len(place)), names, rotation=0 if one_batch else 60)
     ax.set_xlabel("height and width (px)" if one_batch else "batch × height and width (px)")
-    ax.set_xlim(-0.5, len(place) - 0.5)
+    ax.set_xlim(-0.5, max(len(place), 1) - 0.5)
     return place
 
 
