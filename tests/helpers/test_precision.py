@@ -38,7 +38,7 @@ def test_agreement_turns_exactly_where_the_order_does(amount, at, top1, topk):
 
 
 def test_summary_counts_and_judges():
-    rows = precision.compare(reference, {"good": off_by(1e-5), "bad": off_by(2.0, 3)}, INPUTS)
+    rows = precision.compare(reference, {"good": off_by(1e-5), "bad": off_by(2.0, 3)}, INPUTS, k=2)
     table = precision.summary(rows, tolerance=1e-4)
     assert table.loc["good", "within"] and not table.loc["bad", "within"]
     assert table.loc["bad", "top1_agreement"] == 0 and table.loc["good", "photos"] == len(INPUTS)
@@ -80,4 +80,4 @@ def test_a_batch_is_no_photo():
 
 def test_no_rows_have_no_summary():
     with pytest.raises(ValueError, match="no rows"):
-        precision.summary(precision.compare(reference, {"e": reference}, INPUTS).iloc[:0], tolerance=1e-4)
+        precision.summary(precision.compare(reference, {"e": reference}, INPUTS, k=2).iloc[:0], tolerance=1e-4)
