@@ -36,6 +36,14 @@ INSTRUCTION_SETS = {
 }
 
 
+def version(package: str) -> str:
+    """Return the version of the package that is imported, without its build.
+
+    Not that of an installed distribution: ``onnxruntime`` may come with the one called ``onnxruntime-gpu``.
+    """
+    return import_module(package).__version__.removeprefix("v").partition("+")[0]
+
+
 def cpu_name() -> str:
     """Return the processor's name as it reports itself."""
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
