@@ -32,7 +32,7 @@ FOREIGN = {
     b"%!PS": "EPS, a drawing, which needs the program Ghostscript: save it as PNG",
     b"\xc5\xd0\xd3\xc6": "EPS, a drawing, which needs the program Ghostscript: save it as PNG",
     b"%PDF": "PDF, a document: save its picture as PNG, with a PDF viewer",
-    b"\xd7\xcd\xc6\x9a": "WMF, a drawing, which Pillow reads on Windows only: save it as PNG",
+    b"\xd7\xcd\xc6\x9a": "WMF or EMF, a drawing, which Pillow reads on Windows only: save it as PNG",
     b"\xff\x0a": "JPEG XL, which needs the plug-in pillow-jxl-plugin: save it as JPEG",
     b"\0\0\0\x0cJXL ": "JPEG XL, which needs the plug-in pillow-jxl-plugin: save it as JPEG",
     b"<!doctype html": "not a picture but a web page, perhaps a message of the server: download it again",
@@ -40,7 +40,7 @@ FOREIGN = {
     b"version https://git-lfs": "not a picture but a pointer of Git LFS: run git lfs pull",
 }
 RAW = {".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 
 # EXIF orientation -> what makes the picture upright
 UPRIGHT = {
@@ -131,6 +131,7 @@ def open_photo(path: str | Path) -> Image.Image:
                 raise PhotoError(f"{name} is cut off, though it ends as a whole one does: copy or download it again.")
             # Pillow's exif_transpose() also rewrites the EXIF, and fails on odd entries in it
             method = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation))
+            _refuse_misread(name, picture, data)
             rgb = _to_rgb(name, picture)
             return rgb if method is None else rgb.transpose(method)
     except PhotoError:
@@ -166,7 +167,9 @@ def _why(name: str, path: Path, error: Exception) -> str:
         return f"{name} cannot be read from the disk ({what}): check the path."
     if "MAX_TEXT" in what:
         return f"{name} holds more text or a larger colour profile than Pillow reads: save it anew without metadata."
-    if isinstance(error, ImageCms.PyCMSError):
+    if "find loader" in what:  # Pillow knows the format's name, and leaves the rest to others
+        return f"{name} is no photo but a file of another program ({what}): save it as JPEG or PNG there."
+    if "profile" in what or isinstance(error, ImageCms.PyCMSError):
         return f"{name} has a colour profile that cannot be followed ({what}): save it anew as sRGB."
     return f"{name} is damaged or cut off ({what or type(error).__name__}): copy or download it again."
 
@@ -181,6 +184,8 @@ def _not_for_pillow(path: Path, data: bytes) -> str:
         return (
             "HEIC, AVIF or a video, which this Pillow cannot read: save it as JPEG (pillow-heif is a plug-in for HEIC)"
         )
+    if data[40:44] == b" EMF":
+        return FOREIGN[b"\xd7\xcd\xc6\x9a"]
     for start, what in FOREIGN.items():
         if data[:1024].lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(start.lower()):
             return what
@@ -215,9 +220,21 @@ def _is_cut(data: bytes, picture: Image.Image) -> bool:
         return longer.tobytes() != picture.tobytes()
 
 
-def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
-    if picture.format == "TIFF" and 2 in picture.tag_v2.get(SAMPLE_FORMAT, ()) and picture.mode == "L":
+def _refuse_misread(name: str, picture: Image.Image, data: bytes) -> None:
+    """Refuse what Pillow opens without a word, and with wrong numbers."""
+    tags = picture.tag_v2 if picture.format == "TIFF" else {}
+    deep = tags.get(BITS, (8,))[0] > 8 or (picture.format == "PNG" and data[24] > 8)
+    if 2 in tags.get(SAMPLE_FORMAT, ()) and picture.mode == "L":
         raise PhotoError(f"{name} has 8-bit numbers with a sign, which Pillow reads without: save it as 8-bit PNG.")
+    if deep and tags.get(PLANAR) == 2 and len(tags[BITS]) > 1:
+        raise PhotoError(f"{name} has 16-bit channels one after the other, which Pillow mixes up: save it as PNG.")
+    if deep and picture.mode.startswith("RGB") and 0 < max(high for _, high in picture.getextrema()[:3]) < 16:
+        raise PhotoError(
+            f"{name} is nearly black: its 16-bit numbers stay below 4096. Multiply them by 16: save it anew."
+        )
+
+
+def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
     mask, colours = None, picture
     if picture.mode.startswith(("I", "F")):
         colours = _wide_grey(picture)
