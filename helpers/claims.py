@@ -1,8 +1,8 @@
 """The article's claims about speed and memory, each judged by code on rows of measurements.
 
-Taught in notebooks/04_speed_resnet18.ipynb. A claim is a list of comparisons, and each comparison a ratio with bounds. The
-claim **holds** if every comparison is clear of its bounds, **fails** if one is clearly outside, corrected for how many were
-looked at (Holm), and is **undecided** otherwise. A margin around the bounds, this machine's floor, is never evidence.
+Taught in notebooks/04_speed_resnet18.ipynb. A claim is a list of comparisons, each a ratio with bounds. It **holds** if
+every comparison is clear of its bounds, **fails** if one is clearly outside, corrected for how many were looked at
+(Holm), and is **undecided** otherwise. A margin around the bounds, this machine's floor, is never evidence.
 """
 
 import math
@@ -148,13 +148,16 @@ class Evidence:
         return f"{self.where} ×{math.exp(self.centre):.2f} ±{math.expm1(half):.0%}"
 
 
-def judge(table: pd.DataFrame, files: pd.DataFrame | None = None, *, margin: float | None = None) -> pd.DataFrame:
+def judge(
+    table: pd.DataFrame, files: pd.DataFrame | None = None, *, margin: float | None = None, level: float = LEVEL
+) -> pd.DataFrame:
     """Judge the article's claims C1 to C12 on the rows of one network on one machine; missing rows are left out.
 
     Args:
         table: of ``results.to_table`` or ``article.rows``.
         files: for C10, one row a file: nodes_before and nodes_after onnxsim, size_before and size_after (any unit).
         margin: differences up to this share decide nothing; the machine's floor if not given.
+        level: the chance of a claim's failing by accident; divide it by the number of machines where one suffices.
     Returns:
         One row a claim: says, verdict ("holds", "fails", "undecided", "no data"), rows (how many comparisons hold), and
         decided_by (the comparisons that decide).
@@ -165,7 +168,7 @@ def judge(table: pd.DataFrame, files: pd.DataFrame | None = None, *, margin: flo
         raise ValueError(f"The table holds {table['network'].nunique()} networks; give the rows of one.")
     rows = _Rows(table, margin)
     judged = {
-        claim: {"says": says, **_conclude([found for part in parts for found in rows.evidence(part, files)])}
+        claim: {"says": says, **_conclude([found for part in parts for found in rows.evidence(part, files)], level)}
         for claim, (says, parts) in CLAIMS.items()
     }
     return pd.DataFrame.from_dict(judged, orient="index").rename_axis("claim")
@@ -218,14 +221,14 @@ class _Rows:
         return (centre, error, degrees) if not math.isnan(error) else (math.nan,) * 3
 
 
-def _conclude(evidence: list[Evidence]) -> dict[str, str]:
+def _conclude(evidence: list[Evidence], level: float) -> dict[str, str]:
     """Return the verdict, how many comparisons hold, and those that decide."""
     if not evidence:
         return {"verdict": NO_DATA, "rows": "", "decided_by": ""}
     against = sorted(evidence, key=lambda found: found.p_outside)
     refuting = []
     for rank, found in enumerate(against):  # Holm: the smallest of n chances is compared with level / n, and so on
-        if found.p_outside >= LEVEL / (len(against) - rank):
+        if found.p_outside >= level / (len(against) - rank):
             break
         refuting.append(found)
     holding = [found for found in evidence if found.p_inside < LEVEL]

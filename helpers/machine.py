@@ -74,11 +74,6 @@ def physical_cores() -> int:
     return min(cores or psutil.cpu_count(logical=False) or usable_cores(), usable_cores())
 
 
-def version(package: str) -> str:
-    """Return the version of a package as it says itself: with onnxruntime-gpu no distribution is called onnxruntime."""
-    return import_module(package).__version__.removeprefix("v")
-
-
 def memory_limit_gib() -> float:
     """Return the memory in GiB that this process may use: the machine's, or the container's limit if that is lower."""
     limit = psutil.virtual_memory().total

@@ -284,7 +284,7 @@ def floor(table: pd.DataFrame) -> float:
     Returns:
         The share, NaN where no such pair was measured.
     """
-    measured = table[table["session_ms"].map(lambda found: isinstance(found, list))]
+    measured = table[np.array([isinstance(found, list) for found in table["session_ms"]], dtype=bool)]
     twins = {AGAIN: "onnx_fix"} | ({"onnx_fix_sim": "onnx_fix"} if (measured["protocol"] == 1).all() else {})
     ends = []
     for _, rows in measured.groupby(["network", "batch", "height", "width", "threads"], dropna=False):

@@ -23,16 +23,22 @@ print("check {number}:", said)"""
 
 # Runs in every kernel before its first cell: a pulled network cable, and a list of who pulled at it.
 NO_NETWORK = """
-import pathlib as _pathlib, socket as _socket
-def _guard(connect):
-    def guarded(self, address):
-        if self.family in (_socket.AF_INET, _socket.AF_INET6) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+import os as _os, pathlib as _pathlib, socket as _socket
+_os.environ.pop("https_proxy", None)
+def _guard(call, host_of):
+    def guarded(*args, **kwargs):
+        if (host := host_of(*args)) not in (None, "", "127.0.0.1", "localhost", "::1"):
             with _pathlib.Path({tried!r}).open("a") as file:
-                file.write(f"{{address}}\\n")
-            raise OSError(101, "the tests run without a network")
-        return connect(self, address)
+                file.write(f"{{host}}\\n")
+            raise _socket.gaierror(-2, "the tests run without a network")
+        return call(*args, **kwargs)
     return guarded
-_socket.socket.connect, _socket.socket.connect_ex = map(_guard, (_socket.socket.connect, _socket.socket.connect_ex))
+def _peer(sock, address):
+    return address[0] if sock.family in (_socket.AF_INET, _socket.AF_INET6) else None
+_socket.getaddrinfo = _guard(_socket.getaddrinfo, lambda host, *rest: host)
+_socket.socket.connect, _socket.socket.connect_ex = (
+    _guard(call, _peer) for call in (_socket.socket.connect, _socket.socket.connect_ex)
+)
 """
 
 
@@ -83,7 +89,8 @@ def build(root, *options, startup="", **environment):
     profile.mkdir(parents=True, exist_ok=True)
     guard = NO_NETWORK.format(tried=str(root.parent / "tried.txt"))
     (profile / "00.py").write_text(guard + startup, encoding="utf-8")
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("COURSE_")}
+    own = ("COURSE_", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return subprocess.run(
         [sys.executable, "-m", "helpers", "build", "--effort", "quick", *options],
         cwd=root,

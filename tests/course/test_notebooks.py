@@ -158,8 +158,7 @@ def test_wrong_answers_are_refused(path, course):
 
 
 def test_no_lesson_asked_the_network(course):
-    """On the stand-in weights none has to; the kernels' cables were pulled, and kept a list."""
-    assert course.done.returncode in (0, 1)
+    """On the stand-in weights none has to; the kernels' cables were pulled, and kept a list (see the next test)."""
     tried = course.root.parent / "tried.txt"
     assert not tried.exists(), f"a lesson asked for {tried.read_text()}"
 
@@ -184,6 +183,7 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
     """No optional engine, no ONNX Runtime Web, no C++ compiler, no network, an old processor; on any weights."""
     root = copy_course(tmp_path / "course")
     rest = {"COURSE_WEIGHTS": "auto", "CXX": "no-such-compiler", "TORCH_HOME": str(tmp_path / "no-weights-here")}
+    rest["https_proxy"] = "http://127.0.0.1:9"  # for the build command itself; nobody answers there
     done = build(root, "--only", "09", "10", "11", startup=POOR_MACHINE, **rest)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("passed  ") == 3
@@ -194,3 +194,4 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
     assert webpage.INSTALL in text["11"] and "python -m helpers paddle" in text["11"]
     assert "python -m pip install openvino" in text["09"] and "python -m pip install openvino" in text["10"]
     assert "An old processor" in text["09"]
+    assert "pytorch.org" in (tmp_path / "tried.txt").read_text(), "the cable was not pulled: nobody asked for weights"
