@@ -174,6 +174,8 @@ def test_every_writer_and_kind(tmp_path, writer, orientation):
     for mode, (picture, wanted) in PICTURES.items():
         if writer in {"AVIF", "WEBP"} and mode.startswith(("I", "F")):
             continue  # there Pillow clips while it writes
+        if writer == "GIF" and mode not in {"1", "L", "P"}:
+            continue  # GIF holds 256 colours
         if (data := written(writer, mode, orientation)) is None:
             continue
         wanted = np.asarray(picture.convert("RGB")) if wanted is None else wanted
