@@ -66,14 +66,15 @@ def search_box() -> str:
     # "<" as an escape: nothing in the table can end the script
     data = json.dumps({"rows": rows, "axes": AXES}, ensure_ascii=False).replace("<", "\\u003c")
     hint = html.escape("Paste an error message here")
-    return f"""<div class="error-search"><textarea rows="4" style="width: 100%" aria-label="{hint}" placeholder="{hint}">
-</textarea><div aria-live="polite"></div></div>
+    return f"""<div class="error-search"><textarea rows="4" style="width: 100%" aria-label="{hint}"
+placeholder="{hint}"></textarea><div aria-live="polite"></div></div>
 <script>
 (() => {{
   const {{rows, axes}} = {data};
   const box = [...document.querySelectorAll(".error-search")].at(-1);
   const [field, answer] = box.children;
-  const plain = text => axes.reduce((text, axis, n) => text.replace(new RegExp(`\\\\bindex: ${{n}}\\\\b`, "g"), `index: ${{axis}}`),
+  const index = n => new RegExp(`\\\\bindex: ${{n}}\\\\b`, "g");
+  const plain = text => axes.reduce((text, axis, n) => text.replace(index(n), `index: ${{axis}}`),
       text.replace(/\\x1b\\[[0-9;]*m/g, "")).replace(/(?:[A-Za-z]:)?(?:[\\\\/][^\\s\\\\/:'",()]+){{2,}}/g, "path")
       .replace(/\\b\\d+(?:\\.\\d+)*\\b/g, "#").replace(/[‘’`]/g, "'").replace(/\\s+/g, " ").toLowerCase();
   const holds = (text, parts) => {{

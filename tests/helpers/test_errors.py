@@ -161,7 +161,7 @@ MESSAGES = {
     "misspelt": (lambda f: session(node_file(f / "a.onnx", "Relu6")), "unknown-operator"),
     "custom": (lambda f: session(node_file(f / "a.onnx", "Thing", domain="com.example")), "unknown-operator"),
     "adapter": (
-        lambda f: version_converter.convert_version(onnx.load(node_file(f / "a.onnx", "Mish")), 11),
+        lambda f: version_converter.convert_version(onnx.load(node_file(f / "a.onnx", "ReduceMean")), 11),
         "no-adapter",
     ),
     "if": (export(If()), "python-if"),
