@@ -15,10 +15,9 @@ import onnx
 
 
 def count_operators(model: onnx.ModelProto | str | Path) -> Counter[str]:
-    """Count the nodes of a model (or of the .onnx file at a path) by operator. Taught in notebooks/01_….ipynb.
+    """Count a model's (or a file's) nodes by operator; not those inside subgraphs (``If``, ``Loop``).
 
-    Operators outside the standard carry their domain: ``com.microsoft.FusedConv``. Nodes inside subgraphs (``If``,
-    ``Loop``) do not count.
+    Operators outside the standard carry their domain: ``com.microsoft.FusedConv``.
     """
     if not isinstance(model, onnx.ModelProto):
         model = onnx.load(model, load_external_data=False)
@@ -28,9 +27,8 @@ def count_operators(model: onnx.ModelProto | str | Path) -> Counter[str]:
 def file_identity(path: str | Path) -> dict[str, object]:
     """Say which file this is, so that a table can show that its columns come from different ones.
 
-    Returns:
-        file (name), sha256 (first 12 digits, of the .onnx file itself), size_mib, nodes, and opset: the standard
-        operators' edition, or None in a file that uses others only (one of scikit-learn's may hold ``ai.onnx.ml`` alone).
+    It has file (name), sha256 (first 12 digits, of the .onnx file itself), size_mib, nodes, and opset, the standard
+    operators' edition: None in a file without any (scikit-learn's may hold ``ai.onnx.ml`` alone).
     """
     path = Path(path)
     model = onnx.load(path, load_external_data=False)
@@ -52,15 +50,15 @@ def listen(*loggers: str) -> Iterator[list[str]]:
     heard: list[str] = []
     ear = logging.Handler()
     ear.emit = lambda record: heard.append(f"{record.levelname}: {record.getMessage()}")
-    found = [logging.getLogger(name) for name in loggers or ("torch", "torch.onnx", "onnxscript")]
-    before = [(logger, logger.handlers, logger.propagate) for logger in found]
-    for logger in found:
-        logger.handlers, logger.propagate = [ear], False
+    names = loggers or ("torch", "torch.onnx", "onnxscript")
+    before = [(log, log.handlers, log.propagate) for log in map(logging.getLogger, names)]
     try:
+        for log, _, _ in before:
+            log.handlers, log.propagate = [ear], False
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield heard
     finally:
-        for logger, handlers, propagate in before:
-            logger.handlers, logger.propagate = handlers, propagate
+        for log, handlers, propagate in before:
+            log.handlers, log.propagate = handlers, propagate
         heard += [f"{warning.category.__name__}: {warning.message}" for warning in caught]
