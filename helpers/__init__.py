@@ -1,1 +1,34 @@
-"""The few functions that the notebooks share: each is built by hand in a notebook first, then imported from here."""
+"""What the notebooks share: each part is built by hand in the notebook that its module names, then imported from here.
+
+Read first, in this order; these eight are the base that every lesson stands on:
+
+    settings     where things are, and the choices that hold for all notebooks
+    machine      versions, processor, memory, accelerator
+    models       the networks and their weights
+    images       opening photos, and making them the network's input
+    labels       class names, English and Chinese
+    plots        how pictures look
+    graph        what is in an .onnx file
+    precision    do two backends give the same answer?
+
+Measuring speed and memory, from 04 on:
+
+    engines      a network that is loaded, its input bound, in whatever engine
+    timing       how long one run takes, and whether the number can be trusted
+    memory       how much memory a row needs
+    sweep        every column at every shape, each finished row kept
+    results      the files of results: written, checked, collected from many machines
+    speed_plots  a speed table, wide and in pictures
+    claims       the article's claims, each judged by code
+
+Beyond the article:
+
+    roofline     how fast could it be?
+    advisor      which recipe for which aim
+    webpage      a network in a web page
+    chromium     a browser without a window
+
+Not for lessons, and behind the commands that ``python -m helpers --help`` lists:
+
+    course       what runs, stores, renders and prints the notebooks
+"""

@@ -3,6 +3,7 @@
 Taught in notebooks/03_single_image_inference.ipynb.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -33,24 +34,32 @@ def class_names(language: str | None = None) -> list[str]:
     return class_table()[language].tolist()
 
 
-def top_k(logits: np.ndarray, k: int = 5, *, language: str | None = None) -> pd.DataFrame:
+def top_k(
+    logits: np.ndarray, k: int = 5, *, language: str | None = None, names: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Name the k most probable classes of one photo.
 
     Equal logits are ordered by class id, so the answer does not depend on the sorting method.
 
     Args:
-        logits: the network's output for one photo, shape (1000,) or (1, 1000).
-        k: how many classes, 1 to 1000.
-        language: of the names; the course's setting if not given.
+        logits: the network's output for one photo, shape (classes,) or (1, classes).
+        k: how many classes, 1 to all.
+        language: of ImageNet's names; the course's setting if not given.
+        names: one name a class, for a network of your own; ImageNet's 1000 if not given.
     Returns:
-        k rows, most probable first: class_id, name, probability (softmax over all 1000 logits, 0 to 1).
+        k rows, most probable first: class_id, name, probability (softmax over all logits, 0 to 1). The columns are
+        titled "ImageNet" where the names are ImageNet's: a network of your own may have 1000 other classes.
     Raises:
-        ValueError: if the shape is another one, k is out of range or a logit is NaN or infinite.
+        ValueError: if shape and names do not fit, k is out of range or a logit is NaN or infinite.
     """
-    names = class_names(language)
+    title = "ImageNet" if names is None else None
+    names = class_names(language) if names is None else list(names)
     logits = np.asarray(logits, dtype=np.float64)
     if logits.shape not in {(len(names),), (1, len(names))}:
-        raise ValueError(f"The logits have shape {logits.shape}; needed: ({len(names)},), those of one photo.")
+        raise ValueError(
+            f"The logits have shape {logits.shape}; needed: ({len(names)},), those of one photo, for "
+            f"{len(names)} {title or 'given'} names. Other classes? Give their names: names=[…]."
+        )
     if not 1 <= k <= len(names):
         raise ValueError(f"k is {k}; it must be from 1 to {len(names)}.")
     if not np.isfinite(logits).all():
@@ -58,4 +67,5 @@ def top_k(logits: np.ndarray, k: int = 5, *, language: str | None = None) -> pd.
     exponentials = np.exp(logits.ravel() - logits.max())
     probability = exponentials / exponentials.sum()
     order = np.argsort(-logits.ravel(), kind="stable")[:k]
-    return pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability[order]})
+    table = pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability[order]})
+    return table.rename_axis(columns=title)

@@ -5,10 +5,11 @@ Taught in notebooks/00_deployment_landscape.ipynb.
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 
 import joblib
@@ -17,6 +18,7 @@ import psutil
 import torch
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's limit on Linux; "max" means none
+CPUS = Path("/sys/devices/system/cpu")
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
 
 # name of the fact in torch.cpu.get_capabilities() -> (name in print, what it is for)
@@ -34,6 +36,14 @@ INSTRUCTION_SETS = {
 }
 
 
+def version(package: str) -> str:
+    """Return the version of the package that is imported, without its build.
+
+    Not that of an installed distribution: ``onnxruntime`` may come with the one called ``onnxruntime-gpu``.
+    """
+    return import_module(package).__version__.removeprefix("v").partition("+")[0]
+
+
 def cpu_name() -> str:
     """Return the processor's name as it reports itself."""
     return str(torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine())
@@ -47,8 +57,21 @@ def instruction_sets() -> dict[str, bool]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: the machine's, less what affinity or a container takes away."""
+    """Return how many logical processors this process may use: less what affinity or a container's quota takes away."""
     return joblib.cpu_count()
+
+
+def physical_cores() -> int:
+    """Return how many physical cores this process may use: the threads that engines take by default.
+
+    Two logical processors of one core share its arithmetic units, so a thread on each gains little and disturbs much.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        siblings = [CPUS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in os.sched_getaffinity(0)]
+        cores = len({path.read_text() for path in siblings}) if all(path.exists() for path in siblings) else None
+    else:
+        cores = None
+    return min(cores or psutil.cpu_count(logical=False) or usable_cores(), usable_cores())
 
 
 def memory_limit_gib() -> float:
@@ -99,13 +122,16 @@ def fingerprint() -> dict[str, object]:
     """Return what a measurement depends on: processor, memory, accelerator, system, versions. Taught in notebook 04."""
     return {
         "cpu": cpu_name(),
+        **_cpu_details(),
         "instruction_sets": [name for name, there in instruction_sets().items() if there],
         "cores": psutil.cpu_count(),
         "usable_cores": usable_cores(),
+        "physical_cores": physical_cores(),
         "memory_gib": round(memory_limit_gib()),
         "gpu": gpu_name(),
         "gpu_driver": _gpu_driver(),
         "system": f"{platform.system()} {platform.machine()}",
+        "c_library": " ".join(platform.libc_ver()).strip() or None,
         "python": ".".join(platform.python_version_tuple()[:2]),
         "versions": {name: version(name) for name in (*PACKAGES, "numpy")},
     }
@@ -114,6 +140,14 @@ def fingerprint() -> dict[str, object]:
 def identity() -> str:
     """Return 10 characters that differ between machines and between versions: a hash of the fingerprint."""
     return hashlib.sha256(json.dumps(fingerprint(), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _cpu_details() -> dict[str, str]:
+    """Return the processor's family, model and nominal clock where Linux names them: clouds hide them in the name."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return {f"cpu_{name.split()[-1]}": facts[name] for name in ("cpu family", "model") if name in facts}
 
 
 def _gpu_driver() -> str | None:

@@ -6,11 +6,13 @@ the backend needs, so PyTorch does not weigh on ONNX Runtime's number; hence the
 
 import contextlib
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,6 +109,13 @@ def available_mib() -> float:
     return found / 2**20
 
 
+def can_rebuild(network: str) -> bool:
+    """Tell whether a process of its own can make this network by its name, for its peak to be measured."""
+    import torchvision
+
+    return network in torchvision.models.list_models()
+
+
 def measure_peak(
     *,
     shape: Sequence[int],
@@ -115,8 +124,10 @@ def measure_peak(
     path: str | Path | None = None,
     engine: str = "onnxruntime",
     session_options: dict[str, object] | None = None,
+    runs: int = 2,
+    environment: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """Run a network twice in a process of its own and return what that process held at most.
+    """Run a network in a process of its own and return what that process held at most, and how long its runs took.
 
     Args:
         shape: of the input, (N, 3, H, W).
@@ -125,8 +136,11 @@ def measure_peak(
         path: an .onnx file.
         engine: that runs the .onnx file, "onnxruntime" or "openvino".
         session_options: attributes of ONNX Runtime's ``SessionOptions`` to set, such as ``enable_cpu_mem_arena``.
+        runs: after the first, timed.
+        environment: variables to set for that process, such as those of the C library's malloc.
     Returns:
-        base_rss_mib (after the imports, before loading) and peak_rss_mib.
+        base_rss_mib (after the imports, before loading), peak_rss_mib, p50_ms, and page_faults and system_ms a run (None
+        where the system does not count them).
     Raises:
         ValueError: unless exactly one of network and path is given, or for an unknown engine.
         OutOfMemoryError: if the process ran out of memory or the system killed it.
@@ -143,9 +157,13 @@ def measure_peak(
         "path": path and str(Path(path).resolve()),
         "engine": engine,
         "session_options": session_options or {},
+        "runs": runs,
     }
     command = [sys.executable, "-X", "utf8", "-m", "helpers.memory", json.dumps(task)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+    variables = os.environ | (environment or {})
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, encoding="utf-8", check=False
+    )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     last = (done.stderr.strip().splitlines() or [""])[-1]
@@ -166,7 +184,7 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def _run_alone(task: dict) -> dict[str, float]:
+def _run_alone(task: dict) -> dict[str, float | None]:
     score = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError):  # no such file, or a container in which it is read-only
         score.write_text("1000")  # if memory runs out, Linux ends this process first, not the notebook
@@ -177,20 +195,18 @@ def _run_alone(task: dict) -> dict[str, float]:
         base = psutil.Process().memory_info().rss
         hints = {"INFERENCE_NUM_THREADS": task["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         request = openvino.Core().compile_model(task["path"], "CPU", hints).create_infer_request()
-        for _ in range(2):
-            request.infer([x])
+        found = _timed(lambda: request.infer([x]), task["runs"])
     elif task["path"]:
         import onnxruntime as ort
 
         base = psutil.Process().memory_info().rss
         options = ort.SessionOptions()
         options.intra_op_num_threads = task["threads"]
-        for name, value in task.get("session_options", {}).items():
+        for name, value in task["session_options"].items():
             setattr(options, name, value)
         session = ort.InferenceSession(task["path"], options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        for _ in range(2):
-            session.run(None, {name: x})
+        found = _timed(lambda: session.run(None, {name: x}), task["runs"])
     else:
         import torch
         import torchvision
@@ -199,9 +215,29 @@ def _run_alone(task: dict) -> dict[str, float]:
         torch.set_num_threads(task["threads"])
         model = torchvision.models.get_model(task["network"], weights=None).eval()
         with torch.inference_mode():
-            for _ in range(2):
-                model(torch.from_numpy(x))
-    return {"base_rss_mib": base / 2**20, "peak_rss_mib": peak_rss_mib()}
+            found = _timed(lambda: model(torch.from_numpy(x)), task["runs"])
+    return {"base_rss_mib": base / 2**20, "peak_rss_mib": peak_rss_mib(), **found}
+
+
+def _timed(run: Callable[[], object], runs: int) -> dict[str, float | None]:
+    """Run once, then time the runs; return their median and what the system counted in them, a run."""
+    run()
+    before, seconds = _counted(), []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    counted = {name: (now - before[name]) / runs for name, now in _counted().items()}
+    return {"p50_ms": float(np.median(seconds)) * 1e3, "page_faults": None, "system_ms": None, **counted}
+
+
+def _counted() -> dict[str, float]:
+    if platform.system() == "Windows":
+        return {}
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {"page_faults": usage.ru_minflt + usage.ru_majflt, "system_ms": usage.ru_stime * 1e3}
 
 
 if __name__ == "__main__":

@@ -1,34 +1,35 @@
-"""How long does one run take, and can the number be trusted? Backends measured in turn, in blocks, on a quiet machine.
+"""How long does one run take, and can the number be trusted? Backends opened anew, in turn, on a machine that is quiet.
 
-Taught in notebooks/04_speed_resnet18.ipynb.
+Taught in notebooks/04_speed_resnet18.ipynb. The unit of evidence is the **session**: a backend that is opened, warmed up,
+timed in one block and closed. Runs in one session are alike; two sessions of one file differ by a few per cent.
 """
 
 import gc
-import logging
 import math
+import os
 import time
 import timeit
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
-from scipy.stats import bootstrap
+from scipy import stats
 
-# PyTorch's benchmark tools look for a compiler at import and complain on stderr where there is one and no GPU.
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-from torch.utils import benchmark  # noqa: E402
-
-BLOCK = 5  # timed runs in a block, at least
+SESSIONS = 5  # of each backend; fewer give no interval that one may share
+BLOCK, SLOW_BLOCK = 5, 2  # timed runs in a session; the smaller where one run takes over SLOW_MS
+SLOW_MS = 100
 LONG_ENOUGH_S = 0.05  # fast backends get longer blocks, of at most MAX_BLOCK runs
 MAX_BLOCK = 50
 WARM_UP_RUNS, WARM_UP_S = 3, 0.2
-SETTLE_S = 0.02  # before each block: one run at least, and as long as this
-MOST = 4  # so many times the runs asked for, then an uncertain ratio is left uncertain
-MAX_FOREIGN_CPU = 0.05  # share of the machine that other programs may take during a block
-REPEATS = 2  # of a disturbed block
-RESAMPLES = 999
+IDLE_SHARE, IDLE_STEP_S, IDLE_LIMIT_S = 0.05, 0.01, 1.0
+MAX_FOREIGN_CORES = 0.5
+REPEATS = 2  # of a disturbed session
+CONFIDENCE = 0.95
+CGROUP = Path("/sys/fs/cgroup")  # a container's limits on Linux
+
+Run = Callable[[], object]
 
 
 class BackendError(RuntimeError):
@@ -40,31 +41,81 @@ class BackendError(RuntimeError):
         self.name = name
 
 
-class ForeignCpu:
-    """The share of the machine's processors, 0 to 1, that other programs took since ``start()``.
+@dataclass(frozen=True)
+class Counters:
+    """What the system counted, at one moment; None where this system has no such counter."""
 
-    Systems count processor time in steps of about 10 ms; one step a core is subtracted, so a short block is not blamed
-    for rounding.
-    """
+    wall_s: float
+    own_s: float  # processor time of this process, all threads
+    system_s: float  # the part of it in the kernel
+    busy_s: float  # processor time of all programs
+    page_faults: int | None
+    throttled: int | None  # periods in which a container's quota stopped its processes
 
-    STEP_S = 0.01
-
-    def start(self) -> None:
-        """Begin to watch."""
-        self._began = self._read()
-
-    def share(self) -> float:
-        """Return the share since ``start()``."""
-        wall, busy, own = (now - then for now, then in zip(self._read(), self._began, strict=True))
-        cores = psutil.cpu_count() or 1
-        foreign = busy - own - cores * self.STEP_S
-        return max(0.0, foreign / (wall * cores)) if wall > 0 else 0.0
-
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
+    @classmethod
+    def read(cls, cgroup: Path = CGROUP) -> "Counters":
+        """Read them now."""
         times = psutil.cpu_times()
-        fields = ("user", "nice", "system", "irq", "softirq", "steal")
-        return time.perf_counter(), sum(getattr(times, name, 0.0) for name in fields), time.process_time()
+        busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+        page_faults, system_s = _usage()
+        return cls(time.perf_counter(), time.process_time(), system_s, busy, page_faults, _throttled(cgroup))
+
+    def since(self, then: "Counters") -> dict[str, float | None]:
+        """Return what happened between two readings: seconds, foreign_cores, page_faults, system_ms, throttled.
+
+        In a container with a quota foreign_cores is None: its neighbours take nothing of what it may use.
+        """
+        wall = self.wall_s - then.wall_s
+        foreign = (self.busy_s - then.busy_s) - (self.own_s - then.own_s)
+        has_quota = self.throttled is not None
+        return {
+            "seconds": wall,
+            "foreign_cores": None if has_quota or wall <= 0 else max(0.0, foreign / wall),
+            "page_faults": None if self.page_faults is None else self.page_faults - then.page_faults,
+            "system_ms": (self.system_s - then.system_s) * 1e3,
+            "throttled": self.throttled - then.throttled if has_quota else None,
+        }
+
+
+def _usage() -> tuple[int | None, float]:
+    """Return this process's page faults and its processor seconds in the kernel."""
+    if os.name == "nt":
+        process = psutil.Process()
+        return getattr(process.memory_info(), "num_page_faults", None), process.cpu_times().system
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt + usage.ru_majflt, usage.ru_stime
+
+
+def _throttled(cgroup: Path) -> int | None:
+    """Return how many periods a quota has cut short, None where there is no quota."""
+    limit, counters = cgroup / "cpu.max", cgroup / "cpu.stat"
+    if not (limit.exists() and counters.exists()) or limit.read_text().startswith("max"):
+        return None
+    found = dict(line.split() for line in counters.read_text().splitlines())
+    return int(found.get("nr_throttled", 0))
+
+
+@dataclass
+class Session:
+    """One backend, opened, warmed up, timed in one block and closed."""
+
+    load_ms: float
+    first_run_ms: float
+    block_ms: np.ndarray  # latencies, shape (runs,)
+    page_faults: float | None  # a run
+    system_ms: float  # a run
+    foreign_cores: float | None
+    throttled: int | None
+    disturbed_ms: list[np.ndarray] = field(default_factory=list)  # blocks of sessions that were thrown away
+    idle: bool = True  # whether this process was quiet before the block
+    device_ms: float | None = None  # a run by the GPU's own clock
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took part of the machine, or a quota stopped this process."""
+        return (self.foreign_cores or 0) > MAX_FOREIGN_CORES or bool(self.throttled)
 
 
 @dataclass
@@ -72,222 +123,239 @@ class Timing:
     """What ``measure`` saw of one backend."""
 
     name: str
-    blocks_ms: list[np.ndarray] = field(default_factory=list)  # one array of latencies a round
-    foreign_cpu: list[float] = field(default_factory=list)  # share of other programs, by round
-    disturbed_ms: list[np.ndarray] = field(default_factory=list)  # blocks that were run again
-    warm_up_runs: int = 0
-    ratio: float = math.nan  # reference's median over this one's: above 1, this one is faster
-    ratio_low: float = math.nan  # 95 % interval
-    ratio_high: float = math.nan
-    status: str = "ok"  # or "noisy", or "budget" (then there is no number)
+    sessions: list[Session] = field(default_factory=list)
+    ratio: float = math.nan  # the reference's time over this one's: above 1, this one is faster
+    half_width: float = math.nan  # of its 95 % interval, as a share of the ratio: ratio / (1 + h) to ratio · (1 + h)
+    status: str = "ok"  # or "disturbed", or "budget" (then the sessions are too few)
     note: str = ""
 
     @property
     def times_ms(self) -> np.ndarray:
         """All latencies in ms, shape (runs,)."""
-        return np.concatenate(self.blocks_ms) if self.blocks_ms else np.empty(0)
+        return np.concatenate([session.block_ms for session in self.sessions]) if self.sessions else np.empty(0)
 
     @property
-    def measurement(self) -> benchmark.Measurement:
-        """The latencies as PyTorch's own ``Measurement``, in seconds, for its median, spread and printing."""
-        task = benchmark.TaskSpec(stmt=self.name, setup="", label=self.name)
-        return benchmark.Measurement(1, list(self.times_ms / 1e3), task)
+    def medians_ms(self) -> np.ndarray:
+        """The median of each session in ms, shape (sessions,)."""
+        return np.array([np.median(session.block_ms) for session in self.sessions])
+
+    @property
+    def p50_ms(self) -> float:
+        """The median latency in ms; NaN without sessions."""
+        return float(np.median(self.times_ms)) if self.sessions else math.nan
+
+    def mean(self, counter: str) -> float | None:
+        """Return a counter's mean over the sessions, None where the system has none."""
+        found = [getattr(session, counter) for session in self.sessions]
+        return None if not found or None in found else float(np.mean(found))
+
+    def verdict(self, floor: float = 0.0) -> str:
+        """Return "faster", "slower", "undecided" or "no interval"; differences below the floor decide nothing."""
+        return verdict(self.ratio, self.half_width, floor=floor)
+
+
+def verdict(ratio: float, half_width: float, *, floor: float = 0.0) -> str:
+    """Judge a ratio by its interval.
+
+    Args:
+        ratio: above 1 means faster.
+        half_width: of its interval, as a share of the ratio; NaN where there is none.
+        floor: the difference, as a share, that this machine cannot tell from none.
+    Returns:
+        "faster", "slower", "undecided" or "no interval".
+    """
+    if math.isnan(ratio) or math.isnan(half_width):
+        return "no interval"
+    width = 1 + max(half_width, floor)
+    return "faster" if ratio / width > 1 else "slower" if ratio * width < 1 else "undecided"
+
+
+def log_ratio(
+    over_ms: Sequence[float], under_ms: Sequence[float], *, paired: bool = True
+) -> tuple[float, float, float]:
+    """Compare two backends by the medians of their sessions.
+
+    Args:
+        over_ms: a median a session, of one backend.
+        under_ms: of the other.
+        paired: whether session n of one was measured beside session n of the other; else Welch's formulas.
+    Returns:
+        The mean of the logarithm of the ratio, its standard error, and the degrees of freedom of Student's t; error and
+        degrees are NaN with under 3 sessions of either, everything without any.
+    """
+    over, under = np.log(over_ms), np.log(under_ms)
+    n = min(len(over), len(under))
+    if paired:
+        over, under = over[:n], under[:n]
+    centre = over.mean() - under.mean() if n else math.nan
+    if n < 3:
+        return float(centre), math.nan, math.nan
+    if paired:
+        return float(centre), float(stats.sem(over - under)), n - 1
+    parts = np.array([np.var(over, ddof=1) / len(over), np.var(under, ddof=1) / len(under)])
+    spread = (parts**2 / np.array([len(over) - 1, len(under) - 1])).sum()
+    degrees = parts.sum() ** 2 / spread if spread else len(over) + len(under) - 2
+    return float(centre), float(np.sqrt(parts.sum())), float(degrees)
+
+
+def ratio_interval(
+    over_ms: Sequence[float], under_ms: Sequence[float], *, paired: bool = True, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the ratio of ``log_ratio``, and the half-width of its Student's t interval as a share of it."""
+    centre, error, degrees = log_ratio(over_ms, under_ms, paired=paired)
+    half = stats.t.ppf((1 + confidence) / 2, degrees) * error
+    return float(np.exp(centre)), float(np.expm1(half))
+
+
+def wait_until_idle(
+    *, cpu_time: Callable[[], float] = time.process_time, sleep: Callable[[float], None] = time.sleep
+) -> bool:
+    """Wait until this process rests: engines' threads spin on for some 40 ms after a run, then stop by themselves.
+
+    Returns:
+        Whether it came to rest within ``IDLE_LIMIT_S``.
+    """
+    for _ in range(round(IDLE_LIMIT_S / IDLE_STEP_S)):
+        before = cpu_time()
+        sleep(IDLE_STEP_S)
+        if cpu_time() - before < IDLE_SHARE * IDLE_STEP_S:
+            return True
+    return False
 
 
 def measure(
-    backends: Mapping[str, Callable[[], object]],
+    openers: Mapping[str, Callable[[], Run]],
     *,
     reference: str,
-    runs: int = 50,
-    precision: float = 0.025,
-    patience_s: float = 30.0,
-    max_s: float = math.inf,
+    sessions: int = SESSIONS,
+    patience_s: float = 0.0,
+    precision: float = 0.02,
+    budget_s: float = math.inf,
     seed: int = 0,
-    clock: Callable[[], float] | None = None,
-    foreign: ForeignCpu | None = None,
+    clock: Callable[[], float] = timeit.default_timer,
+    counters: Callable[[], Counters] = Counters.read,
     sleep: Callable[[float], None] = time.sleep,
+    cpu_time: Callable[[], float] = time.process_time,
     progress: Callable[[dict[str, Timing]], None] | None = None,
 ) -> dict[str, Timing]:
-    """Measure backends against each other, in rounds of a seeded random order: settle, then time a block of runs.
-
-    It ends when every backend has its runs and every ratio to the reference is known well enough. Where the ratios
-    stay uncertain for ``patience_s``, the backends concerned are "noisy"; where ``max_s`` ends before the runs are
-    done, all are "budget".
+    """Measure backends against each other: each opened anew in every session, one at a time, in a random order.
 
     Args:
-        backends: zero-argument callables by name; their inputs are prepared, their outputs are known to be right.
+        openers: by name, functions that open a backend and return what runs it; its outputs are known to be right.
         reference: the backend that the ratios refer to.
-        runs: timed runs that each backend gets at least.
-        precision: half of the ratio's 95 % interval that is good enough, as a share of the ratio.
-        patience_s: how long to go on for that, in seconds from the first round.
-        max_s: when to give up, in seconds from the warm-up's beginning.
-        seed: of the order and of the bootstrap.
-        clock: returns seconds; by default PyTorch's, which waits for the accelerator where there is one.
-        foreign: watches other programs; ``ForeignCpu()`` if not given.
-        sleep: waits for quiet, in seconds.
-        progress: called after each round with the timings so far.
+        sessions: of each backend, at least.
+        patience_s: how long to add sessions, up to twice as many, while a half-width is above ``precision``.
+        precision: the half-width that is good enough, as a share.
+        budget_s: when to give up; where the sessions are not done by then, the status is "budget".
+        seed: of the order.
+        clock: returns seconds.
+        counters: reads the system's counters.
+        sleep: waits, in seconds.
+        cpu_time: returns this process's processor seconds.
+        progress: called after each session with the timings so far.
     Returns:
         A timing for each backend, in the order given.
     Raises:
-        ValueError: if the reference is not among the backends or runs is below 1.
+        ValueError: if the reference is not among the backends or sessions is below 1.
         BackendError: if a backend raises.
     """
-    if reference not in backends:
-        raise ValueError(f"The reference is {reference!r}; it must be one of {', '.join(backends)}.")
-    if runs < 1:
-        raise ValueError(f"runs is {runs}; it must be 1 or more.")
-    if clock is None:
-        # Without an accelerator PyTorch's clock is default_timer, after 12 µs of looking for one: 5 % of a short run.
-        clock = benchmark.timer if torch.accelerator.is_available() else timeit.default_timer
-    foreign = ForeignCpu() if foreign is None else foreign
-    rng = np.random.default_rng(seed)
-    timings = {name: Timing(name) for name in backends}
-    began = clock()
-    run_s = {name: _warm_up(name, run, timings[name], clock) for name, run in backends.items()}
-    size = {name: min(max(BLOCK, math.ceil(LONG_ENOUGH_S / max(s, 1e-9))), MAX_BLOCK) for name, s in run_s.items()}
-    rounds = max(math.ceil(runs / BLOCK), 2)  # one block alone has no interval
-    first_round = clock()
+    if reference not in openers:
+        raise ValueError(f"The reference is {reference!r}; it must be one of {', '.join(openers)}.")
+    if sessions < 1:
+        raise ValueError(f"sessions is {sessions}; it must be 1 or more.")
+    rng, began = np.random.default_rng(seed), clock()
+    timings = {name: Timing(name) for name in openers}
+    done, repeats = 0, REPEATS
     while True:
-        order = rng.permutation(list(backends))
-        groups = _groups(order, {name: size[name] * run_s[name] for name in backends})
-        for group in groups:
-            _run_group(group, backends, size, timings, clock, foreign, sleep)
-        done = len(timings[reference].blocks_ms)
-        if done >= 2:
-            _update_ratios(timings, reference, seed)
+        for name in rng.permutation(list(openers)):
+            session = _session(str(name), openers[name], repeats, clock, counters, sleep, cpu_time)
+            timings[name].sessions.append(session)
+            if session.disturbed:
+                repeats = 0  # repeating did not help: this machine is busy, and the rows will say so
+            if done + 1 < sessions and clock() - began > budget_s:
+                for timing in timings.values():
+                    timing.status, timing.note = "budget", f"time was up after {done} of {sessions} sessions"
+                return timings
+        done += 1
+        for timing in timings.values():
+            timing.ratio, timing.half_width = ratio_interval(timings[reference].medians_ms, timing.medians_ms)
         if progress:
             progress(timings)
-        now = clock()
-        if done >= rounds:
-            uncertain = {name for name, timing in timings.items() if not _certain(timing, name == reference, precision)}
-            if not uncertain or now - first_round >= patience_s or done >= MOST * rounds:
-                break
-        elif now - began >= max_s:
-            for timing in timings.values():
-                timing.status, timing.note = "budget", f"time was up after {done} of {rounds} rounds"
-            return timings
-    for name, timing in timings.items():
-        loud = [share for share in timing.foreign_cpu if share > MAX_FOREIGN_CPU]
-        if loud:
-            timing.status = "noisy"
-            timing.note = f"other programs took up to {max(loud):.0%} of the machine in {len(loud)} of {done} blocks"
-        elif name in uncertain:
-            timing.status = "noisy"
-            timing.note = f"its 95 % interval is wider than ±{precision:.1%}"
+        rough = any(timing.half_width > precision for timing in timings.values())
+        if done >= sessions and not (rough and done < 2 * sessions and clock() - began < patience_s):
+            break
+    for timing in timings.values():
+        _judge(timing)
     return timings
 
 
-def ratio_interval(over: list[np.ndarray], under: list[np.ndarray], *, seed: int = 0) -> tuple[float, float, float]:
-    """Compare two backends by their blocks.
-
-    Args:
-        over: blocks of latencies of one backend, at least two.
-        under: of the other; if as many, they are taken as pairs from the same rounds.
-        seed: of the bootstrap.
-    Returns:
-        Ratio of their medians (median over block medians), and its 95 % interval by bootstrap over the blocks.
-    """
-    medians = [np.array([np.median(block) for block in blocks]) for blocks in (over, under)]
-    found = bootstrap(
-        medians,
-        _ratio_of_medians,
-        paired=len(over) == len(under),
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = found.confidence_interval
-    return float(_ratio_of_medians(*medians)), float(low), float(high)
+def _judge(timing: Timing) -> None:
+    """Set the status: "disturbed" if something else ran in a session in spite of the repeats."""
+    loud = [session for session in timing.sessions if session.disturbed]
+    if not loud:
+        return
+    timing.status = "disturbed"
+    most = max(session.foreign_cores or 0 for session in loud)
+    periods = sum(session.throttled or 0 for session in loud)
+    what = f"a quota stopped it in {periods} periods" if periods else f"other programs took up to {most:.1f} cores"
+    timing.note = f"{what}, in {len(loud)} of {len(timing.sessions)} sessions"
 
 
-def _ratio_of_medians(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.median(a, axis=axis) / np.median(b, axis=axis)
-
-
-def _warm_up(name: str, run: Callable[[], object], timing: Timing, clock: Callable[[], float]) -> float:
-    """Run until both the runs and the time suffice; return the seconds of one run."""
-    seconds: list[float] = []
-    began = clock()
-    while len(seconds) < WARM_UP_RUNS or clock() - began < WARM_UP_S:
-        start = clock()
-        _call(name, run)
-        seconds.append(clock() - start)
-    timing.warm_up_runs = len(seconds)
-    return float(np.median(seconds))
-
-
-def _groups(order: np.ndarray, block_s: Mapping[str, float]) -> list[list[str]]:
-    """Cut a round into stretches that are long enough to tell other programs' load from rounding."""
-    groups: list[list[str]] = [[]]
-    for name in order:
-        groups[-1].append(str(name))
-        if sum(block_s[member] for member in groups[-1]) >= 0.3:
-            groups.append([])
-    return [group for group in groups if group]
-
-
-def _run_group(
-    group: list[str],
-    backends: Mapping[str, Callable[[], object]],
-    size: Mapping[str, int],
-    timings: Mapping[str, Timing],
-    clock: Callable[[], float],
-    foreign: ForeignCpu,
-    sleep: Callable[[float], None],
-) -> None:
-    for attempt in range(1 + REPEATS):
-        foreign.start()
-        blocks = {name: _block(name, backends[name], size[name], clock) for name in group}
-        share = foreign.share()
-        if share <= MAX_FOREIGN_CPU or attempt == REPEATS:
-            break
-        for name, block in blocks.items():
-            timings[name].disturbed_ms.append(block)
+def _session(name, opener, repeats, clock, counters, sleep, cpu_time) -> Session:
+    """Measure one session; one in which something else ran is thrown away and made again, some times."""
+    disturbed: list[np.ndarray] = []
+    while True:
+        try:
+            session = _open_and_time(opener, clock, counters, sleep, cpu_time)
+        except Exception as error:
+            raise BackendError(name, error) from error
+        if not session.disturbed or len(disturbed) >= repeats:
+            session.disturbed_ms = disturbed
+            return session
+        disturbed.append(session.block_ms)
         sleep(0.5)  # for what disturbed to end
-    for name, block in blocks.items():
-        timings[name].blocks_ms.append(block)
-        timings[name].foreign_cpu.append(share)
 
 
-def _block(name: str, run: Callable[[], object], size: int, clock: Callable[[], float]) -> np.ndarray:
-    """Return the latencies of a block in ms, shape (size,). Caches, clock rate and threads settle first, untimed."""
+def _open_and_time(opener, clock, counters, sleep, cpu_time) -> Session:
+    gc.collect()  # the last session's memory
+    idle = wait_until_idle(cpu_time=cpu_time, sleep=sleep)
+    start = clock()
+    run = opener()
+    opened = clock()
+    run()
+    first_s = clock() - opened
+    before = counters()
+    warm, seconds = clock(), []
+    while len(seconds) < WARM_UP_RUNS - 1 or clock() - warm < WARM_UP_S:
+        began = clock()
+        run()
+        seconds.append(clock() - began)
+    run_s = float(np.median(seconds))
+    least = SLOW_BLOCK if run_s * 1e3 > SLOW_MS else BLOCK
+    block = np.empty(min(max(least, math.ceil(LONG_ENOUGH_S / max(run_s, 1e-9))), MAX_BLOCK))
     collects = gc.isenabled()
     gc.disable()
     try:
-        start = clock()
-        while True:
-            _call(name, run)
-            if clock() - start >= SETTLE_S:
-                break
-        seconds = np.empty(size)
-        for i in range(size):
-            start = clock()
-            _call(name, run)
-            seconds[i] = clock() - start
+        run()  # settles caches, clock rate and threads, untimed
+        at_block = counters()
+        for i in range(len(block)):
+            began = clock()
+            run()
+            block[i] = clock() - began
+        after = counters()
     finally:
         if collects:
             gc.enable()
-    return seconds * 1e3
-
-
-def _call(name: str, run: Callable[[], object]) -> None:
-    try:
-        run()
-    except Exception as error:
-        raise BackendError(name, error) from error
-
-
-def _update_ratios(timings: Mapping[str, Timing], reference: str, seed: int) -> None:
-    for name, timing in timings.items():
-        if name == reference:
-            timing.ratio = timing.ratio_low = timing.ratio_high = 1.0
-        else:
-            found = ratio_interval(timings[reference].blocks_ms, timing.blocks_ms, seed=seed)
-            timing.ratio, timing.ratio_low, timing.ratio_high = found
-
-
-def _certain(timing: Timing, is_reference: bool, precision: float) -> bool:
-    if is_reference:
-        return True
-    return (timing.ratio_high - timing.ratio_low) / 2 <= precision * timing.ratio
+    in_block, around = after.since(at_block), after.since(before)
+    faults, own_clock = in_block["page_faults"], getattr(run, "device_ms", None)
+    return Session(
+        load_ms=(opened - start) * 1e3,
+        first_run_ms=first_s * 1e3,
+        block_ms=block * 1e3,
+        page_faults=None if faults is None else faults / len(block),
+        system_ms=in_block["system_ms"] / len(block),
+        foreign_cores=around["foreign_cores"],
+        throttled=around["throttled"],
+        idle=idle,
+        device_ms=float(np.median([own_clock() for _ in range(BLOCK)])) if own_clock else None,
+    )

@@ -6,7 +6,6 @@ Taught in notebooks/11_one_file_many_engines.ipynb.
 import base64
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,16 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from helpers import images, labels, settings
-
-if TYPE_CHECKING:  # Playwright is needed only to drive a page, and this module is also imported without it
-    from playwright.sync_api import Browser, Playwright
+from helpers import chromium, images, labels, settings
 
 VERSION = "1.30.0"  # of onnxruntime-web; the hashes below are those of its files
 INSTALL = f"npm install --prefix data/exports/web onnxruntime-web@{VERSION}"  # from the course's root
@@ -44,41 +39,13 @@ FILES = {
     },
 }
 TEMPLATE = Path(__file__).with_suffix(".html")
-BROWSERS = (  # on the PATH, or where macOS and Windows install them
-    *("chromium", "chromium-browser", "google-chrome", "chrome", "msedge"),
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Microsoft Edge.app/Contents/MacOS/Microsoft Edge",
-    r"C:\Program Files\Google\Chrome\Application\chrome.exe",
-    r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",
-)
-FLAGS = [
-    "--headless",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 TIMEOUT_S = 120  # for one visit of the page: loading the network, and all runs
-
-
-class BrowserError(RuntimeError):
-    """The page could not be opened or driven; the message says why and what to do."""
 
 
 def missing_runtime() -> str:
     """Return how to get ONNX Runtime Web's files, "" if they are there."""
     there = all((RUNTIME / name).exists() for files in FILES.values() for name in files)
     return "" if there else f"not installed: {INSTALL}"
-
-
-def missing_browser() -> str:
-    """Return what is lacking to drive a browser, "" if nothing."""
-    if find_spec("playwright") is None:
-        return "Playwright is not installed: python -m pip install playwright"
-    if _executable() is None:
-        return "no browser: neither Chromium nor Chrome nor Edge is on the PATH or where it usually lies"
-    return ""
 
 
 def write_page(
@@ -116,7 +83,7 @@ def write_page(
             for name, integrity in files.items():
                 content = (RUNTIME / name).read_bytes()
                 if _integrity(content) != integrity:
-                    raise BrowserError(
+                    raise chromium.BrowserError(
                         f"{name} is not onnxruntime-web {VERSION}'s. Remove {RUNTIME} and run: {INSTALL}"
                     )
                 (folder / name).write_bytes(content)
@@ -187,8 +154,8 @@ def visit(
     Raises:
         BrowserError: if there is no browser, the page fails, or it takes longer than ``TIMEOUT_S``.
     """
-    if lack := missing_browser():
-        raise BrowserError(lack)
+    if lack := chromium.missing():
+        raise chromium.BrowserError(lack)
     tensors = tensors or {}
     task = {
         "url": url,
@@ -211,10 +178,10 @@ def visit(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BrowserError(f"The page at {url} took longer than {TIMEOUT_S} s and was closed.") from None
+        raise chromium.BrowserError(f"The page at {url} took longer than {TIMEOUT_S} s and was closed.") from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise BrowserError(f"The page at {url} failed: {last}")
+        raise chromium.BrowserError(f"The page at {url} failed: {last}")
     found = json.loads(done.stdout.splitlines()[-1])
     found["logits"] = {name: _to_array(text)[None] for name, text in found["logits"].items()}
     for name, one in found["dropped"].items():
@@ -222,24 +189,6 @@ def visit(
         one = {"input": _to_array(one["input"]).reshape(1, 3, size, size), "logits": _to_array(one["logits"])[None]}
         found["dropped"][name] |= one
     return found
-
-
-def launch(playwright: "Playwright", *, flags: Sequence[str] = ()) -> "Browser":
-    """Start the browser that is installed here, without a window.
-
-    Raises:
-        BrowserError: if there is none.
-    """
-    executable = _executable()
-    if executable is None:
-        raise BrowserError(missing_browser())
-    # A browser's sandbox refuses to run for the root user, whom containers often have.
-    as_root = ["--no-sandbox"] if getattr(os, "geteuid", lambda: 1)() == 0 else []
-    return playwright.chromium.launch(executable_path=executable, args=[*FLAGS, *as_root, *flags])
-
-
-def _executable() -> str | None:
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -292,7 +241,7 @@ def _drive(task: dict) -> dict[str, object]:
     from playwright.sync_api import Error, sync_playwright
 
     log: list[str] = []
-    with sync_playwright() as playwright, launch(playwright) as browser:
+    with sync_playwright() as playwright, chromium.launch(playwright) as browser:
         page = browser.new_page(viewport={"width": 900, "height": 600})
         page.set_default_timeout(TIMEOUT_S * 1e3)
         page.on("console", lambda message: log.append(f"{message.type}: {message.text}"))

@@ -1,4 +1,4 @@
-"""Configure Sphinx: plain ``sphinx-build`` renders stored outputs, ``python -m helpers build`` runs the cells."""
+"""Configure Sphinx, which renders outputs and runs nothing; ``python -m helpers build`` runs the cells before."""
 
 project = "Image classifiers into production with ONNX"
 author = "the course's contributors"
@@ -26,8 +26,6 @@ html_copy_source = True  # the download button hands out the notebook itself
 html_show_sourcelink = False
 
 nb_execution_mode = "off"
-nb_execution_show_tb = True
-nb_execution_raise_on_error = False  # the other notebooks still run; the build command reports the failure
 nb_merge_streams = True
 nb_output_stderr = "warn"  # a cell that writes on stderr is a defect
 myst_heading_anchors = 3

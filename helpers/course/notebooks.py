@@ -1,21 +1,15 @@
-"""The notebooks as files: which there are, how they link to each other, and whether their stored outputs are fresh.
+"""The notebooks as files: which there are, how they link to each other, and whether their stored outputs are fresh."""
 
-Nothing here is taught in a notebook; ``python -m helpers`` and the tests use it.
-"""
-
+import ast
 import hashlib
 import re
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import DeadKernelError
+from IPython.core.inputtransformer2 import TransformerManager
 
-from helpers import machine, settings
+from helpers import settings
 
-TEACHING = settings.NOTEBOOKS / "teaching.md"
 README_TABLE = re.compile(r"(<!-- notebooks: .*?-->\n).*?(<!-- end of notebooks -->)", re.DOTALL)
 GOALS_LIST = re.compile(r"(<!-- goals: .*?-->\n).*?(<!-- end of goals -->)", re.DOTALL)
 GENERATED = re.compile(r"\n*<!-- generated -->.*\Z", re.DOTALL)
@@ -27,11 +21,7 @@ def notebooks() -> list[Path]:
 
 
 def choose(numbers: list[str]) -> list[Path]:
-    """Return the notebooks whose names start with one of the given numbers ("03"); all of them for an empty list.
-
-    Raises:
-        ValueError: if a number fits no notebook.
-    """
+    """Return the notebooks with these numbers ("03"), all for an empty list; ValueError if a number fits none."""
     books = notebooks()
     numbers = [number.zfill(2) for number in numbers]  # "3" means "03"
     for number in numbers:
@@ -63,97 +53,66 @@ def goals(path: Path) -> list[str]:
     return [" ".join(item.split()) for item in re.split(r"(?m)^- ", found[1]) if item.strip()]
 
 
-def _code(book: nbformat.NotebookNode) -> list[str]:
-    return [cell.source for cell in book.cells if cell.cell_type == "code"]
+def code(path: Path) -> list[ast.Module]:
+    """Return a notebook's code as a syntax tree a cell: no comments, no docstrings of its functions."""
+    cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    as_python = TransformerManager().transform_cell  # IPython's own commands, too
+    return [_plain(as_python(source)) for source in cells]
 
 
-def _helpers_imported(code: str) -> set[str]:
-    names = re.findall(r"from helpers\.(\w+) import|import helpers\.(\w+)", code)
-    lists = re.findall(r"from helpers import \(?([\w\s,]+)", code)
-    words = {word for pair in names for word in pair} | {word for text in lists for word in re.split(r"[\s,]+", text)}
-    return {word for word in words if (settings.ROOT / "helpers" / f"{word}.py").exists()}
+def _plain(source: str, *, module: bool = False) -> ast.Module:
+    """Parse code and take its docstrings away; a cell's first string is shown, a module's is not (``module``)."""
+    tree = ast.parse(source)
+    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, *((ast.Module,) if module else ()))
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
-def needs_all_cores(path: Path) -> bool:
-    """Whether a notebook measures speed or describes the machine; the others may share it with each other."""
-    imported = _helpers_imported("\n".join(_code(read(path))))
-    return "models" not in imported or bool(imported & {"timing", "sweep", "roofline"})
+def _imported(tree: ast.Module) -> set[Path]:
+    """Return the files of ``helpers`` that code imports, those of the packages around them included."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    found = set()
+    for parts in (name.split(".") for name in names):
+        for end in range(1, len(parts) + 1 if parts[0] == "helpers" else 0):
+            place = settings.ROOT.joinpath(*parts[:end])
+            found |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+    return found
 
 
-def _sources(path: Path) -> Iterator[bytes]:
-    """Yield all that a notebook's outputs depend on: its code, the helpers it imports and the course's data."""
-    code = "\n".join(_code(read(path)))
-    yield code.encode()
-    waiting, seen = _helpers_imported(code), set()
+def helpers_used(path: Path) -> dict[Path, ast.Module]:
+    """Return the files of ``helpers`` that a notebook imports, and those that these import, with their plain code."""
+    waiting, seen = set().union(*map(_imported, code(path))), {}
     while waiting:
-        name = waiting.pop()
-        seen.add(name)
-        module = settings.ROOT / "helpers" / f"{name}.py"
-        waiting |= _helpers_imported(module.read_text(encoding="utf-8")) - seen
-    for name in sorted(seen):
-        yield (settings.ROOT / "helpers" / f"{name}.py").read_bytes()
-    for table in sorted(settings.DATA.glob("*.csv")):
-        yield table.read_bytes()
-    for weights in sorted(settings.WEIGHTS.glob("*-standin-*.pth")):
-        yield weights.name.encode()  # the name holds the content's hash
+        file = waiting.pop()
+        seen[file] = _plain(file.read_text(encoding="utf-8"), module=True)
+        waiting |= _imported(seen[file]) - seen.keys()
+    return seen
 
 
 def source_hash(path: Path) -> str:
-    """Return the SHA-256 of all that a notebook's outputs depend on; line ends do not count."""
-    digest = hashlib.sha256()
-    for source in _sources(path):
-        digest.update(source.replace(b"\r\n", b"\n") + b"\0")
-    return digest.hexdigest()
+    """Return the SHA-256 of all that a notebook's outputs depend on: its code, the helpers it uses, the course's data.
 
-
-def cell_timeout_s() -> int | None:
-    """Return after how many seconds a cell is given up; None at full effort, whose sweeps take hours."""
-    return None if settings.effort() == "full" else 600
-
-
-def run(path: Path, *, folder: Path | None = None) -> nbformat.NotebookNode:
-    """Run a notebook from top to bottom in a fresh kernel; the file stays as it is.
-
-    Args:
-        path: the notebook.
-        folder: the kernel's working folder; the notebook's own if not given.
-    Returns:
-        The notebook with its new outputs.
-    Raises:
-        nbclient.exceptions.CellExecutionError: if a cell fails (likewise CellTimeoutError, DeadKernelError).
+    Comments, docstrings and line ends do not count, nor do a notebook's prose and metadata.
     """
-    book = read(path)
-    resources = {"metadata": {"path": str(folder or path.parent)}}
-    try:
-        # A kernel that is asked to leave takes two seconds; nothing of it is needed any more.
-        NotebookClient(book, timeout=cell_timeout_s(), resources=resources, shutdown_kernel="immediate").execute()
-    except AssertionError as error:  # nbclient's own, while it cleans up after a kernel that was killed
-        if isinstance(error.__context__, DeadKernelError):
-            raise error.__context__ from None
-        raise
-    for cell in book.cells:
-        cell.metadata.pop("execution", None)  # time stamps of every cell: a new diff each run, and nobody reads them
-    return book
+    used = helpers_used(path)
+    parts = [ast.unparse(tree) for tree in [*code(path), *(used[file] for file in sorted(used))]]
+    files = [page for file in used if (page := file.with_suffix(".html")).exists()]
+    files += [*settings.DATA.glob("*.csv"), *settings.DATA.glob("article/*.csv")]
+    parts += [file.read_text(encoding="utf-8") for file in sorted(files)]  # with \n as line ends
+    parts += sorted(weights.name for weights in settings.WEIGHTS.glob("*-standin-*.pth"))  # a name holds its hash
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def store_outputs(path: Path) -> float:
-    """Run a notebook and keep its outputs, its run time and its source hash; if a cell fails, the file stays as it was.
-
-    Returns:
-        The run time in seconds, the kernel's start included.
-    """
-    sources = source_hash(path)
-    started = time.perf_counter()
-    book = run(path)
-    seconds = time.perf_counter() - started
-    book.metadata["course"] = {
-        "source_hash": sources,
-        "effort": settings.effort(),
-        "seconds": round(seconds, 1),
-        "cores": machine.usable_cores(),
-    }
-    write(path, book)
-    return seconds
+def runs_alone(path: Path) -> bool:
+    """Whether a notebook measures speed and wants the machine for itself, as its metadata ``course.alone`` says."""
+    return bool(read(path).metadata.get("course", {}).get("alone"))
 
 
 def write(path: Path, book: nbformat.NotebookNode) -> None:
@@ -176,8 +135,8 @@ def navigation(path: Path) -> str:
 
 def minutes(path: Path) -> str:
     """Return a notebook's measured run time in words, as of its last stored run."""
-    course = read(path).metadata.get("course")
-    if not course:
+    course = read(path).metadata.get("course", {})
+    if "seconds" not in course:
         return "not measured yet"
     seconds = course["seconds"]
     amount = "under a minute" if seconds < 55 else f"about {max(1, round(seconds / 60))} min"
@@ -199,7 +158,8 @@ def refresh_generated() -> list[str]:
         if nbformat.writes(book) != before:
             write(path, book)
             changed.append(path.name)
-    pages = ((settings.ROOT / "README.md", README_TABLE, readme_table()), (TEACHING, GOALS_LIST, goals_list()))
+    teaching = settings.NOTEBOOKS / "teaching.md"
+    pages = ((settings.ROOT / "README.md", README_TABLE, readme_table()), (teaching, GOALS_LIST, goals_list()))
     for page, marks, part in pages:
         text = page.read_text(encoding="utf-8")
         new = marks.sub(lambda found, part=part: found[1] + part + found[2], text)

@@ -28,12 +28,11 @@ def main() -> int:
 
     folder = settings.EXPORTS / "paddle"
     python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    steps = [[str(python), __file__, str(folder / NAME)]]
     if not python.exists():
         print("Making an environment for PaddlePaddle …", flush=True)
         venv.create(folder / "venv", with_pip=True)
     ready = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
-    for step in (ready, *steps):
+    for step in (ready, [str(python), __file__, str(folder / NAME)]):
         done = subprocess.run(step, check=False)
         if done.returncode:
             print(f"error: this step failed with code {done.returncode}: {' '.join(step)}", file=sys.stderr)

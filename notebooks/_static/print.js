@@ -1,5 +1,6 @@
-// Run before the book is printed: opens what is folded, and puts a table of contents on a page of its own.
+// Run before the book is printed: opens solutions, leaves out code that only words a sentence, and puts a table of contents on a page of its own.
 (() => {
+  for (const one of document.querySelectorAll(".tag_hide-input details")) one.remove();  // in the notebook, one click away
   for (const one of document.querySelectorAll("details")) one.open = true;
   for (const table of document.querySelectorAll("table")) {
     const box = table.getBoundingClientRect();

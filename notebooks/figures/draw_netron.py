@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Page, Route, TimeoutError, sync_playwri
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from helpers import webpage
+from helpers import chromium
 from helpers.models import load_model
 
 FIGURES = Path(__file__).resolve().parent
@@ -53,13 +53,13 @@ ElementTree.register_namespace("", SVG.strip("{}"))
 
 def main() -> None:
     """Write all pictures."""
-    if lack := webpage.missing_browser():
+    if lack := chromium.missing():
         sys.exit(f"Netron draws in a browser: {lack}")
     logging.basicConfig(level=logging.WARNING)  # else Netron sets it to INFO, for everything
     model, _ = load_model("resnet18", weights="stand-in")
     example = (torch.zeros(1, 3, 256, 256),)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        chromium = webpage.launch(playwright)
+        browser = chromium.launch(playwright)
         for name, (dynamic_shapes, how) in GRAPHS.items():
             path = Path(folder) / f"{name}.onnx"
             torch.onnx.export(
@@ -72,17 +72,17 @@ def main() -> None:
                 external_data=False,
                 verbose=False,
             )
-            svg = drawn_by_netron(path, chromium)
+            svg = drawn_by_netron(path, browser)
             write(FIGURES / f"{name}.svg", whole(svg, f"ResNet-18 in Netron, {how}"))
             write(FIGURES / f"{name}_top.svg", top(svg, f"The top of ResNet-18 in Netron, {how}"))
-        chromium.close()
+        browser.close()
 
 
 def drawn_by_netron(path: Path, browser: Browser) -> str:
     """Return what Netron's menu entry "Export as SVG" saves for the model at ``path``."""
     address = netron.start(str(path), address=("127.0.0.1", 0), browse=False)
     url = f"http://{address[0]}:{address[1]}/"
-    context = webpage.new_context(color_scheme="light")
+    context = browser.new_context(color_scheme="light")
     context.add_cookies([{"name": "consent", "value": "1", "url": url}])  # skips the screen of a first visit
     context.route("**/*", serve)
     page = context.new_page()

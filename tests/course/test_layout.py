@@ -1,15 +1,19 @@
 """The files around the notebooks agree with each other, and the code is clean."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from courses import code_cells
 
+import helpers.course
 from helpers import settings, webpage
 from helpers.course import notebooks
 
@@ -58,9 +62,7 @@ def test_every_import_is_required():
         for path in (ROOT / folder).rglob("*.py")
         if settings.EXPORTS not in path.parents  # what notebooks and commands made, whole environments among it
     ]
-    texts += [
-        "\n".join(c.source for c in notebooks.read(book).cells if c.cell_type == "code") for book in notebooks.notebooks()
-    ]
+    texts += ["\n".join(cell.source for cell in code_cells(notebooks.read(path))) for path in notebooks.notebooks()]
     imported = set(re.findall(r"^\s*(?:import|from) ([a-zA-Z_]\w*)", "\n".join(texts), re.MULTILINE))
     imported -= {"helpers", *sys.stdlib_module_names}
     owners = packages_distributions()
@@ -92,35 +94,74 @@ def test_links_in_markdown_files_resolve():
                 assert (ROOT / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
-@pytest.mark.parametrize("path", notebooks.notebooks(), ids=lambda path: path.stem)
-def test_no_text_needs_a_typesetter_of_formulas(path):
-    """MathJax comes from a network, so formulas are written in plain characters or as code."""
-    cells = notebooks.read(path).cells
-    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
-    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
-    texts += [data["text/markdown"] for data in shown if "text/markdown" in data]
-    plain = re.sub(r"(?s)```.*?```|`[^`\n]*`", "", "\n".join(texts))
-    assert re.findall(r"\$[^$\n]+\$|\\[(\[]", plain) == [], (
-        "TeX formulas stay dollars and backslashes without a network"
-    )
-    assert not any("text/latex" in data for data in shown), "an output is TeX"
-
-
 def test_the_command_for_the_web_runtime_is_one_everywhere():
     for path in (ROOT / "README.md", ROOT / ".ci" / "run", *settings.NOTEBOOKS.glob("11_*.ipynb")):
         named = re.findall(r"onnxruntime-web@([\d.]+\d)", path.read_text("utf-8"))
         assert named and set(named) == {webpage.VERSION}, f"{path.name} names another version than helpers/webpage.py"
 
 
+def modules():
+    """Return the names of the learner's modules."""
+    return sorted(path.stem for path in (ROOT / "helpers").glob("[a-z]*.py"))
+
+
+STATE = """import importlib, logging, os, sys, warnings
+sys.path.insert(0, sys.argv[1])
+import matplotlib, torch
+def state():
+    levels = {name: one.level for name, one in logging.root.manager.loggerDict.items() if hasattr(one, "level")}
+    return [dict(os.environ), dict(matplotlib.rcParams), torch.get_num_threads(), logging.root.level, levels,
+            list(warnings.filters), torch.get_rng_state().tolist(), os.getcwd()]
+def load():
+    for name in sys.argv[2:]:
+        sys.modules.pop(f"helpers.{name}", None)
+    for name in sys.argv[2:]:
+        importlib.import_module(f"helpers.{name}")
+load()  # what it imports may set itself up, once
+logging.root.manager.loggerDict.clear()
+before = state()
+load()
+changed = [(old, new) for old, new in zip(before, state()) if old != new]
+assert not changed, changed
+"""
+
+
 def test_importing_helpers_does_nothing(tmp_path):
-    """No module downloads, writes or prints at import."""
-    modules = sorted(path.stem for path in (ROOT / "helpers").glob("[a-z]*.py"))
-    code = "import sys; sys.path.insert(0, sys.argv[1])\n" + "\n".join(f"import helpers.{name}" for name in modules)
+    """No module downloads, writes, prints or changes a global setting at import."""
     before = {path: path.stat().st_mtime_ns for path in ROOT.rglob("*") if ".git" not in path.parts and path.is_file()}
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", code, str(ROOT)], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    command = [sys.executable, "-B", "-c", STATE, str(ROOT), *modules()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     after = {path: path.stat().st_mtime_ns for path in before}
     assert after == before
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def imports(source):
+    """Return the modules of ``helpers`` that code imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("helpers.") for name in found if name.startswith("helpers.")}
+
+
+def test_arrows_point_one_way():
+    """No lesson and no learner's module imports the machinery, and no module imports itself by a detour."""
+    learners = [name for name in modules() if name != "__main__"]
+    arrows = {name: imports((ROOT / "helpers" / f"{name}.py").read_text("utf-8")) for name in learners}
+    for path in notebooks.notebooks():
+        arrows[path.stem] = imports("\n".join(cell.source for cell in code_cells(notebooks.read(path))))
+    assert [name for name, ends in arrows.items() if any(end.startswith("course") for end in ends)] == []
+    TopologicalSorter(arrows).prepare()  # CycleError names the modules
+
+
+def test_the_map_names_every_module():
+    """The docstring of a package is what one reads first: each module stands in it, and no other."""
+    for package, there in ((helpers, {*modules(), "course"}), (helpers.course, None)):
+        folder = Path(package.__file__).parent
+        listed = re.findall(r"^    (\w+) +\S", package.__doc__, re.MULTILINE)
+        there = there or {path.stem for path in folder.glob("[a-z]*.py")}
+        assert sorted(listed) == sorted(there), f"the map in {package.__name__} is not the folder"

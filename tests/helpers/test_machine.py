@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 
 import onnxruntime
@@ -34,6 +34,23 @@ def test_facts_are_complete_and_text():
         assert facts[package] == version(package), f"the version of {package} is wrong"
     assert facts["ONNX Runtime providers"].split(", ") == onnxruntime.get_available_providers()
     assert 1 <= int(facts["Cores this process may use"]) <= psutil.cpu_count()
+
+
+def test_versions_are_those_of_the_imported_modules(monkeypatch):
+    """With onnxruntime-gpu there is no distribution called onnxruntime, or one that is not what is imported."""
+
+    def hidden(name):
+        raise PackageNotFoundError(name)
+
+    expected = {name: version(name).partition("+")[0] for name in machine.PACKAGES}
+    monkeypatch.setattr("importlib.metadata.version", hidden)
+    monkeypatch.setattr("importlib.metadata.distribution", hidden)
+    assert {name: machine.version(name) for name in machine.PACKAGES} == expected
+    monkeypatch.setattr(onnxruntime, "__version__", "9.8.7")
+    assert "onnxruntime 9.8.7" in machine.versions_line()
+    machine.fingerprint.cache_clear()
+    assert machine.fingerprint()["versions"]["onnxruntime"] == "9.8.7"
+    machine.fingerprint.cache_clear()
 
 
 def test_versions_line_names_every_version_and_the_machine():

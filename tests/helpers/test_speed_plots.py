@@ -3,38 +3,19 @@
 import math
 
 import matplotlib.pyplot as plt
-import pandas as pd
+import numpy as np
 import pytest
+from speed_tables import make_table, plain_ms, sparse, with_status
 
-from helpers import claims, speed_plots, sweep
-from helpers.engines import COLUMNS
+from helpers import article, results, speed_plots
+from helpers.engines import AGAIN, COLUMNS
+
+ONNX = ("onnx_fix_sim", "onnx_dyn", "onnx_dyn_sim")
 
 
 @pytest.fixture
 def table():
-    rows = []
-    for batch in sweep.BATCHES:
-        for size in sweep.SIZES:
-            for number, column in enumerate(COLUMNS):
-                measured = "gpu" not in column and (batch, size) != (16, 1024)
-                ms = batch * size**2 * (1 + number) / 1e5 if measured else math.nan
-                rows.append(
-                    {
-                        "network": "resnet18",
-                        "column": column,
-                        "batch": batch,
-                        "size": size,
-                        "status": "ok" if measured else "unavailable" if "gpu" in column else "budget",
-                        "p50_ms": ms,
-                        "p10_ms": ms * 0.9,
-                        "p90_ms": ms * 1.2,
-                        "ratio": 1.5,
-                        "ratio_low": 1.4,
-                        "ratio_high": 1.7,
-                        "peak_rss_mib": 100.0 * (1 + number) if measured else math.nan,
-                    }
-                )
-    return pd.DataFrame(rows)
+    return make_table(noise=0.01)
 
 
 @pytest.fixture
@@ -45,47 +26,93 @@ def ax():
 
 
 def test_no_two_columns_look_alike():
-    assert set(speed_plots.STYLES) == set(COLUMNS)
+    assert set(speed_plots.STYLES) == set(COLUMNS) - {AGAIN}
     without_colour = [(marker, line) for _, marker, line in speed_plots.STYLES.values()]
-    assert len(set(without_colour)) == len(COLUMNS), "two columns differ in colour only"
+    assert len(set(without_colour)) == len(without_colour), "two columns differ in colour only"
 
 
-@pytest.mark.parametrize("draw", [speed_plots.times, speed_plots.against_pixels, speed_plots.peaks, speed_plots.ratios])
-def test_axes_carry_units_and_a_legend(draw, table, ax):
-    rows = table[table["batch"] == 1] if draw is speed_plots.ratios else table
-    assert draw(rows, ax) is ax
-    assert ax.get_xlabel() and ax.get_ylabel()
-    assert any(unit in ax.get_ylabel() for unit in ("(ms)", "(MiB)", "times as fast"))
-    named = {text.get_text() for text in ax.get_legend().get_texts()}
-    assert COLUMNS["onnx_fix"] in named and COLUMNS["pytorch_gpu"] not in named
+@pytest.mark.parametrize(
+    ("draw", "unit"),
+    [
+        (speed_plots.times, "(ms)"),
+        (speed_plots.ratios, "times as fast"),
+        (speed_plots.against_pixels, "(ms)"),
+        (lambda table, ax: speed_plots.against_pixels(table, ax, value="peak_rss_mib"), "(MiB)"),
+        (lambda table, ax: speed_plots.against_pixels(table, ax, value="page_faults"), "page faults"),
+        (lambda table, ax: speed_plots.differences(table, ax, columns=ONNX, floor=0.02), "(%)"),
+        (lambda table, ax: speed_plots.beside(table, article.rows("resnet18"), ax, column="onnx_fix", name="x"), "(ms)"),
+    ],
+)
+def test_axes_carry_units_and_a_legend_and_gaps_do_no_harm(draw, unit, table, ax):
+    assert draw(table, ax) is ax
+    assert unit in ax.get_ylabel() and ax.get_xlabel()
+    assert COLUMNS["pytorch_gpu"].label not in {text.get_text() for text in ax.get_legend().get_texts()}
+    for name, some in sparse(table):
+        ax.clear()
+        assert draw(some, ax) is ax, name
+
+
+def test_a_ratio_that_is_undecided_is_marked_and_the_floor_bounds_it(table):
+    cells = speed_plots.wide(table)
+    assert "×2." in cells.loc[(1, 256, 256), "ONNX fix"] or "×1.9" in cells.loc[(1, 256, 256), "ONNX fix"]
+    assert "≈" not in cells.loc[(1, 256, 256), "ONNX fix"]
+    assert "≈" in speed_plots.wide(table, floor=1.5).loc[(1, 256, 256), "ONNX fix"]
+    assert list(cells.columns) == [COLUMNS[key].label for key in speed_plots.STYLES if COLUMNS[key].device == "cpu"]
+
+
+def test_two_sessions_show_a_ratio_without_an_interval():
+    cell = speed_plots.wide(make_table(sessions=2)).loc[(1, 256, 256), "ONNX fix"]
+    assert cell.endswith("×2.00") and "±" not in cell
 
 
 def test_the_table_says_why_a_number_is_missing(table):
-    table.loc[0, "status"] = "noisy"
-    wide = speed_plots.wide(table)
-    assert list(wide.columns) == list(COLUMNS.values())
-    assert wide.loc[(1, 32), "ONNX fix"].endswith(" ~")
-    assert wide.loc[(1, 32), "PyTorch GPU"] == "unavailable"
-    assert wide.loc[(16, 1024), "ONNX fix"] == "budget"
+    gone = with_status(table, (table["column"] == "onnx_dyn") & (table["height"] == 1024), results.Status.BUDGET)
+    assert speed_plots.wide(gone).loc[(16, 1024, 1024), "ONNX dyn"] == "budget"
+    gone.loc[gone["column"] == "onnx_fix", "status"] = "disturbed"
+    assert speed_plots.wide(gone).loc[(1, 32, 32), "ONNX fix"].endswith("(disturbed)")
+
+
+def test_what_nobody_can_have_here_is_one_line(table):
+    line = speed_plots.absent_line(table)
+    assert line.count("PyTorch finds no CUDA GPU") == 1
+    assert all(column.label in line for column in COLUMNS.values() if column.device == "cuda")
+    everything = make_table(lambda column, batch, size: 1.0)
+    assert speed_plots.absent_line(everything) == "" and len(speed_plots.present(everything)) == 9
+
+
+def test_differences_are_drawn_where_they_are(ax):
+    def ms(column, batch, size):
+        return (1.05 if column == "onnx_dyn" else 1.0) * plain_ms("onnx_fix", batch, size)
+
+    speed_plots.differences(make_table(ms), ax, columns=["onnx_dyn"], floor=0.03)
+    assert np.allclose(ax.containers[0].lines[0].get_ydata(), 5)
+    assert "floor, ±3.0%" in ax.get_legend_handles_labels()[1]
+
+
+def test_ratio_axes_have_readable_ticks(table, ax):
+    speed_plots.ratios(table, ax)
+    ax.set_ylim(0.9, 4)
+    ax.figure.canvas.draw()
+    named = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert [name for name in named if name and 0.9 <= float(name) <= 4] == ["1", "1.5", "2", "3"]
 
 
 def test_only_the_columns_asked_for_are_drawn(table, ax):
     speed_plots.times(table, ax, columns=["onnx_fix"])
     assert ax.get_legend_handles_labels()[1] == ["ONNX fix"]
     assert len(ax.lines) == table["batch"].nunique(), "a line for each batch, so that it does not join them"
-
-
-def test_all_sixteen_shapes_have_their_tick(table, ax):
-    speed_plots.times(table, ax)
     names = [tick.get_text() for tick in ax.get_xticklabels()]
     assert names[0] == "1×32" and names[-1] == "16×1024" and len(names) == 16
 
 
-def test_no_peaks_make_an_empty_picture_not_an_error(table, ax):
-    assert not speed_plots.peaks(table.assign(peak_rss_mib=math.nan), ax).lines
-
-
 def test_the_article_stands_beside_the_reader(table, ax):
-    speed_plots.beside(table, claims.article_rows("resnet18"), ax, column="onnx_fix")
+    speed_plots.beside(table, article.rows("resnet18"), ax, column="onnx_fix", name="article")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["article", "here"]
     assert len(ax.lines) == 4, "two batches each"
+
+
+def test_the_floor_needs_twins(table):
+    assert 0 < results.floor(table) < 0.1
+    for name, some in sparse(table):
+        alone = "no rows" in name or "all " in name or AGAIN in name or "onnx_fix " in f"{name} "
+        assert math.isnan(results.floor(some)) == alone, name

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from helpers import images, labels, models, webpage
+from helpers import chromium, images, labels, models, webpage
 
 TOLERANCE = 1e-4  # of the largest logit; the page and Python compute in float32, in another order
 SIZE, RESIZE = 64, 72
@@ -19,7 +19,7 @@ SAYS = "document.getElementById('status').textContent"
 
 NO_RUNTIME = webpage.missing_runtime()
 needs_runtime = pytest.mark.skipif(bool(NO_RUNTIME), reason=f"ONNX Runtime Web is {NO_RUNTIME}")
-needs_browser = pytest.mark.skipif(bool(webpage.missing_browser()), reason=webpage.missing_browser())
+needs_browser = pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_changed_runtime_file_is_refused(tmp_path, model_file):
     webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
     script = tmp_path / next(iter(webpage.FILES["wasm"]))
     script.write_bytes(script.read_bytes() + b"\n// an extra line")
-    with webpage.serve(tmp_path) as url, pytest.raises(webpage.BrowserError, match="not the file that was expected"):
+    with webpage.serve(tmp_path) as url, pytest.raises(chromium.BrowserError, match="not the file that was expected"):
         webpage.visit(url)
 
 
@@ -96,8 +96,8 @@ def test_broken_photo_and_broken_model_are_said(tmp_path, page, model_file):
     broken.write_bytes(b"no picture")
     from playwright.sync_api import sync_playwright
 
-    with webpage.serve(page) as url, sync_playwright() as playwright, webpage.launch(playwright) as chromium:
-        tab = chromium.new_page()
+    with webpage.serve(page) as url, sync_playwright() as playwright, chromium.launch(playwright) as browser:
+        tab = browser.new_page()
         tab.goto(url)
         tab.wait_for_function(f"{SAYS} === 'Ready.'")
         tab.set_input_files("#file", broken)
@@ -114,8 +114,8 @@ def test_engine_that_cannot_start_leaves_the_one_that_runs(page):
     from playwright.sync_api import sync_playwright
 
     photo = images.sample_photos().set_index("file").loc["cat.png", "path"]
-    with webpage.serve(page) as url, sync_playwright() as playwright, webpage.launch(playwright) as chromium:
-        tab = chromium.new_page()
+    with webpage.serve(page) as url, sync_playwright() as playwright, chromium.launch(playwright) as browser:
+        tab = browser.new_page()
         tab.goto(url)
         tab.wait_for_function(f"{SAYS} === 'Ready.'")
         tab.evaluate("Object.defineProperty(navigator, 'gpu', { value: undefined })")
@@ -133,8 +133,8 @@ def test_page_asks_nobody_but_this_machine(page):
     from playwright.sync_api import sync_playwright
 
     asked = []
-    with webpage.serve(page) as url, sync_playwright() as playwright, webpage.launch(playwright) as chromium:
-        tab = chromium.new_page()
+    with webpage.serve(page) as url, sync_playwright() as playwright, chromium.launch(playwright) as browser:
+        tab = browser.new_page()
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(url)
         tab.wait_for_function(f"{SAYS} === 'Ready.'")
@@ -157,7 +157,7 @@ def test_page_holds_names_in_both_languages_and_cannot_be_broken_by_one(page, mo
 @needs_runtime
 def test_runtime_of_another_version_is_refused(monkeypatch, tmp_path, model_file):
     monkeypatch.setattr(webpage, "FILES", {"wasm": {name: "sha384-other" for name in webpage.FILES["wasm"]}})
-    with pytest.raises(webpage.BrowserError, match=f"is not onnxruntime-web {webpage.VERSION}'s"):
+    with pytest.raises(chromium.BrowserError, match=f"is not onnxruntime-web {webpage.VERSION}'s"):
         webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
 
 
@@ -177,18 +177,9 @@ def test_page_from_the_network_checks_the_same_hashes(monkeypatch, tmp_path, mod
     assert all(value.startswith("sha384-") for files in config["files"].values() for value in files.values())
 
 
-def test_missing_browser_is_said(monkeypatch):
-    monkeypatch.setattr(webpage.shutil, "which", lambda name: None)
-    assert "Chromium" in webpage.missing_browser()
-    with pytest.raises(webpage.BrowserError, match="no browser"):
-        webpage.visit("http://127.0.0.1:1/")
-    monkeypatch.setattr(webpage, "find_spec", lambda name: None)
-    assert "pip install playwright" in webpage.missing_browser()
-
-
 @needs_browser
 def test_page_that_is_not_there_is_an_error_not_a_hang():
-    with pytest.raises(webpage.BrowserError, match=r"http://127\.0\.0\.1:9/ failed"):
+    with pytest.raises(chromium.BrowserError, match=r"http://127\.0\.0\.1:9/ failed"):
         webpage.visit("http://127.0.0.1:9/")
 
 

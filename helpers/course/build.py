@@ -1,0 +1,123 @@
+"""Build the site from executed copies, and store outputs in the notebooks themselves."""
+
+import io
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from nbformat import NotebookNode
+
+from helpers import settings
+from helpers.course import notebooks
+from helpers.course.run import KERNELS_LOG, WORK, RunError, quiet_kernels, run, run_all
+
+SITE = WORK / "html"
+
+
+def build(effort: str, only: list[str], out: Path) -> int:
+    """Run the notebooks whose numbers ``only`` lists, or all; render the site in ``out``; return the exit code."""
+    os.environ["COURSE_EFFORT"] = effort  # the kernels inherit it
+    paths = notebooks.choose(only)
+    out.mkdir(parents=True, exist_ok=True)
+    KERNELS_LOG.unlink(missing_ok=True)
+    _prepare(paths)
+    started = time.perf_counter()
+    results = run_all(paths)
+    complaints = render({path.name: result.book for path, result in results.items()}, out)
+    print(f"\nThe course at {effort} effort took {time.perf_counter() - started:.0f} s:")
+    for path in paths:
+        result = results[path]
+        kept = " (kept from an earlier build)" if result.kept else ""
+        seconds = f"{result.seconds:.1f} s{kept}"
+        print(f"  FAILED  {path.stem}  {result.problem}" if result.problem else f"  passed  {path.stem}  {seconds}")
+    others = [path.stem for path in notebooks.notebooks() if path not in results]
+    if others:
+        print(f"  not run, shown with the outputs stored by the authors: {', '.join(others)}")
+    failed = any(result.problem for result in results.values())
+    if failed:
+        print(f"  their pages show the whole error; what the kernels said themselves: {KERNELS_LOG}")
+    if complaints:
+        print(f"Sphinx complains:\n{complaints}", file=sys.stderr)
+    print(f"The site: {(out / 'index.html').resolve().as_uri()}")
+    return 1 if complaints or failed else 0
+
+
+def _prepare(paths: list[Path]) -> None:
+    """Fetch what the notebooks need once, with its progress bar here, not in the middle of a lesson."""
+    used = {file.stem for path in paths for file in notebooks.helpers_used(path)}
+    for photo in settings.IMAGES.glob("*") if "images" in used else ():
+        try:
+            photo.name.encode()
+        except UnicodeEncodeError:
+            print(f"The name of {str(photo)!a} is not UTF-8; rename the file if a notebook should show it.")
+    if "images" in used:
+        from helpers import images
+
+        images.sample_photos()
+    if "models" in used:
+        from helpers import models
+
+        for name in models.NETWORKS:
+            loaded = models.load_model(name)[1]
+            print(f"{name}: {loaded.kind} weights, {loaded.path.name}. {loaded.why}", flush=True)
+
+
+def render(books: Mapping[str, NotebookNode], out: Path, *, builder: str = "html", **choices: object) -> str:
+    """Render the pages, executed copies (``books``, by file name) instead of stored ones; return Sphinx's complaints.
+
+    ``choices`` are settings that differ from ``notebooks/conf.py``.
+    """
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    staged, warnings = WORK / "staged", io.StringIO()
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(settings.NOTEBOOKS, staged, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    for name, book in books.items():
+        notebooks.write(staged / name, book)
+    with patch_docutils(staged), docutils_namespace():
+        app = Sphinx(
+            srcdir=staged,
+            confdir=staged,
+            outdir=out,
+            doctreedir=WORK / "doctrees",
+            buildername=builder,
+            confoverrides=choices,
+            status=None,
+            warning=warnings,
+            freshenv=True,
+        )
+        app.build()
+    return warnings.getvalue().strip()
+
+
+def store(only: list[str]) -> int:
+    """Run notebooks in place, keep outputs, run time and source hash, refresh generated lines; return the exit code.
+
+    If a cell fails, the file stays as it was.
+    """
+    from helpers import machine
+
+    failed = False
+    KERNELS_LOG.unlink(missing_ok=True)
+    for path in notebooks.choose(only):
+        print(f"{path.name} …", end=" ", flush=True)
+        sources, started = notebooks.source_hash(path), time.perf_counter()
+        try:
+            with quiet_kernels():
+                book = run(path)
+        except RunError as error:
+            failed = True
+            print(f"FAILED {error.args[0]}; the file is as before", flush=True)
+            continue
+        seconds = time.perf_counter() - started
+        run_facts = {"effort": settings.effort(), "seconds": round(seconds, 1), "cores": machine.usable_cores()}
+        book.metadata["course"] = {**book.metadata.get("course", {}), "source_hash": sources, **run_facts}
+        notebooks.write(path, book)
+        print(f"{seconds:.0f} s", flush=True)
+    for name in notebooks.refresh_generated():
+        print(f"generated lines refreshed: {name}")
+    return 1 if failed else 0

@@ -1,0 +1,129 @@
+"""A deck of slides of each notebook, which opens from disk, without a network."""
+
+import copy
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+from nbconvert import SlidesExporter
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+from helpers import settings
+from helpers.course import notebooks
+
+FRAME = (1280, 720)  # a slide's width and height, in CSS pixels
+LEAD_WORDS = 45  # of prose on a slide; what is longer goes to the presenter's notes, but for its first sentence
+MOST_LINES = 22  # of code and print on one slide
+LINE = 100  # characters
+
+# nbconvert's own deck takes require.js, jQuery and MathJax from the network; this one needs reveal.js only.
+DECK = """
+{%- extends 'index.html.j2' -%}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_css %}<link rel="stylesheet" href="slides.css">{% endblock %}
+{% block footer_js %}
+<script src="reveal/dist/reveal.js"></script>
+<script src="reveal/plugin/notes/notes.js"></script>
+<script src="slides.js"></script>
+{% endblock footer_js %}
+"""
+
+
+def slides(path: Path, out: Path) -> Path:
+    """Make a deck of a notebook with its stored outputs.
+
+    A cell's metadata ``slideshow.slide_type`` says where it stands: "slide", "subslide", "fragment", "-" (on the slide
+    before it), "notes" or "skip". For a cell without it: a heading begins a slide, code stands below the prose before
+    it if both fit, each picture and table has a slide of its own. Exercises stay in the notebook.
+
+    Returns:
+        The deck, an .html file in ``out``, beside the files that decks share.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    package = find_spec("sphinx_revealjs")  # brings reveal.js; its Sphinx extension is not used
+    reveal = Path(package.origin).parent / "_static" / "revealjs"
+    for part in ("dist", "plugin/notes"):
+        shutil.copytree(reveal / part, out / "reveal" / part, dirs_exist_ok=True)
+    no_scripts = shutil.ignore_patterns("*.py", "__pycache__")
+    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=no_scripts)
+    for name in ("slides.css", "slides.js"):
+        shutil.copyfile(settings.NOTEBOOKS / "_static" / name, out / name)
+    exporter = SlidesExporter(raw_template=DECK, embed_images=True)
+    exporter.reveal_theme = "white"  # its font lies beside it; the default theme fetches one
+    exporter.reveal_url_prefix = "reveal"
+    exporter.reveal_width, exporter.reveal_height = map(str, FRAME)
+    resources = {"metadata": {"path": str(path.parent), "name": notebooks.title(path)}}
+    html, _ = exporter.from_notebook_node(_deck(notebooks.read(path)), resources=resources)
+    deck = out / f"{path.stem}.html"
+    deck.write_text(html, encoding="utf-8")
+    return deck
+
+
+def _deck(book: NotebookNode) -> NotebookNode:
+    """Return the notebook's cells as slides, up to the exercises; the last cell says what comes next."""
+    deck, code_cells = new_notebook(metadata=book.metadata), 0
+    for cell in book.cells[:-1]:
+        code_cells += cell.cell_type == "code"
+        wanted = cell.metadata.get("slideshow", {}).get("slide_type")
+        if cell.cell_type == "markdown":
+            lesson, *exercises = re.split(r"(?m)^## Exercises$", notebooks.GENERATED.sub("", cell.source), maxsplit=1)
+            if wanted != "skip":
+                deck.cells += _prose(lesson.strip(), wanted)
+            if exercises:  # on paper and screen, not on the wall
+                text = "## Exercises\n\nIn the notebook: each has a cell that checks your answer."
+                deck.cells.append(_slide(new_markdown_cell(text), "slide"))
+                break
+        elif cell.cell_type == "code" and (wanted or code_cells > 2) and wanted != "skip":  # not imports and settings
+            deck.cells += _code(cell, wanted, lead=deck.cells[-1] if deck.cells else None)
+    deck.cells += _prose(notebooks.GENERATED.sub("", book.cells[-1].source), "slide")
+    return deck
+
+
+def _prose(source: str, wanted: str | None) -> Iterator[NotebookNode]:
+    """Make a slide of each heading and what follows it; long text stands in the notes, its first sentence above."""
+    for part in filter(str.strip, re.split(r"(?m)^(?=#{1,3} |After this notebook you can$)", source)):
+        heading, _, text = part.partition("\n") if part.startswith("#") else ("", "", part)
+        kind = wanted or ("slide" if re.match(r"##? ", heading) else "subslide")
+        is_drawn = text.strip().startswith(("![", "- ", "|", "1. ", "```", "After this"))  # a picture, list or table
+        long = len(text.split()) > LEAD_WORDS and not is_drawn
+        shown = re.split(r"(?<=[.?!:])\s+(?=[A-Z*`])", text.strip(), maxsplit=1)[0] if long else text.strip()
+        yield _slide(new_markdown_cell(f"{heading}\n\n{shown}".strip()), kind)
+        if long:
+            yield _slide(new_markdown_cell(text.strip()), "notes")
+
+
+def _code(cell: NotebookNode, wanted: str | None, lead: NotebookNode | None) -> Iterator[NotebookNode]:
+    """Make a slide of the code, unless it is hidden, with what it prints, and one of each picture or table."""
+    is_hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
+    printed = [output for output in cell.outputs if output.output_type == "stream"]
+    shown = [output for output in cell.outputs if output.output_type != "stream"]
+    if not is_hidden:
+        lines = _lines(cell.source)
+        if lines + sum(_lines(output.text) for output in printed) > MOST_LINES:
+            shown, printed = printed + shown, []
+        below = lead is not None and lead.cell_type == "markdown" and _lines(lead.source) + lines <= MOST_LINES // 2
+        yield _slide(cell, wanted or ("-" if below else "subslide"), outputs=printed)
+    else:
+        shown = printed + shown
+    for output in shown:
+        yield _slide(cell, "subslide", outputs=[output], transient={"remove_source": True})
+
+
+def _lines(text: str) -> int:
+    return sum(1 + len(line) // LINE for line in text.splitlines())
+
+
+def _slide(cell: NotebookNode, kind: str, *, outputs: list[NotebookNode] | None = None, **more: object) -> NotebookNode:
+    cell = copy.deepcopy(cell)
+    if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+        more["alt"] = alt  # where nbconvert looks for it
+    cell.metadata = nbformat.from_dict({"slideshow": {"slide_type": kind}, **more})
+    cell["id"] = new_markdown_cell().id  # several slides come from one cell
+    if cell.cell_type == "code":
+        cell.outputs = outputs or []
+    return cell

@@ -1,0 +1,55 @@
+"""One run of the whole course at quick effort, which all tests share; a small course of our own; a browser."""
+
+import shutil
+
+import nbformat
+import pytest
+from courses import ASK, REFUSED, Built, build, copy_course, make, wrong_answers
+
+from helpers import chromium, settings, webpage
+from helpers.course import notebooks
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory):
+    """Build the whole course once, in a folder with spaces and Chinese; wrong answers are tried after each lesson."""
+    root = copy_course(tmp_path_factory.mktemp("built") / "my course 课程")
+    for path in (root / "notebooks").glob("*.ipynb"):
+        book = notebooks.read(path)
+        for number, answer in wrong_answers(book):
+            source = ASK.format(answer=answer, number=number, refused=REFUSED)
+            book.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": ["remove-cell", "asked"]}))
+        notebooks.write(path, book)
+    wanted = [webpage.RUNTIME / name for files in webpage.FILES.values() for name in files]
+    for file in [
+        *wanted,
+        settings.EXPORTS / "paddle" / "digits_paddle.onnx",
+    ]:  # fetched earlier, or not
+        if file.exists():
+            copy = root / file.relative_to(settings.ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    return Built(root, build(root))
+
+
+@pytest.fixture
+def browser():
+    """Start a browser; one a test, as the commands start their own and Playwright allows one at a time."""
+    if lack := chromium.missing():
+        pytest.skip(lack)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright, chromium.launch(playwright) as running:
+        yield running
+
+
+@pytest.fixture
+def small_course(tmp_path):
+    """A course of two notebooks that run in a moment, with the real commands."""
+    root = copy_course(tmp_path / "course", lessons=False)
+    make(root / "notebooks" / "00_counts.ipynb", "import time\nprint('ran at', time.time_ns())")
+    make(root / "notebooks" / "01_second.ipynb", "1 + 1", "print('fine')")
+    for page in (root / "notebooks").glob("*.md"):
+        page.unlink()
+    (root / "notebooks" / "index.md").write_text("# Small\n\n```{toctree}\n:glob:\n\n0*\n```\n", encoding="utf-8")
+    return root
