@@ -26,8 +26,16 @@ from torchvision.transforms import InterpolationMode
 from helpers import images, settings
 
 CELLS = nbformat.read(settings.NOTEBOOKS / "14_serve_it.ipynb", as_version=4).cells
-HOW = images.preprocessing(224, resize=256, mean=(0.498,) * 3, std=(0.502,) * 3, interpolation=InterpolationMode.BICUBIC)
-SHAPES = {"one pixel": (1, 1), "tall line": (3000, 20), "wide line": (20, 3000), "portrait": (451, 300), "odd": (333, 257)}
+HOW = images.preprocessing(
+    224, resize=256, mean=(0.498,) * 3, std=(0.502,) * 3, interpolation=InterpolationMode.BICUBIC
+)
+SHAPES = {
+    "one pixel": (1, 1),
+    "tall line": (3000, 20),
+    "wide line": (20, 3000),
+    "portrait": (451, 300),
+    "odd": (333, 257),
+}
 
 
 def cells(tag):
@@ -70,7 +78,13 @@ def kit(tmp_path_factory):
     tiny.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     names = imports() | {"how": HOW, "side": 224, "resize": 256, "FOLDER": folder, "photos": {"noise": photo}}
-    names |= {"weights": SimpleNamespace(path=folder / "weights"), "fp32": tiny, "parts": {"fp32": tiny}}
+    names |= {
+        "weights": SimpleNamespace(path=folder / "weights"),
+        "fp32": tiny,
+        "parts": {"fp32": tiny},
+        "SECONDS": 1.0,
+        "PHOTOS": folder,
+    }
     for tag in ("prepare", "pack", "running"):
         exec(cells(tag), names)
     photo.save(folder / "photo.jpg")
@@ -260,7 +274,7 @@ def test_the_service_answers_refuses_and_leaves_nothing_behind(kit):
             assert (status, text.startswith("picture ")) == (400, True)
         assert kit.ask(f"{url}/classify", kit.jpeg, "text/plain")[0] == 415
         assert kit.ask(f"{url}/classify", bytes(10_000_001))[0] == 413
-        assert kit.ask(f"{url}/classify", kit.png_header(50_000, 50_000))[0] == 413
+        assert kit.ask(f"{url}/classify", b"P6 50000 50000 255\n")[0] == 413
         assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
     assert psutil.wait_procs(tree, timeout=30)[1] == []
 
