@@ -51,7 +51,8 @@ def write_programs(folder):
         if cell.cell_type == "code" and cell.source.startswith("%%writefile"):
             first, _, body = cell.source.partition("\n")
             *options, path = first.split()[1:]
-            with open(folder / path.rsplit("/", 1)[1], "a" if "-a" in options else "w", encoding="utf-8") as file:
+            mode = "a" if "-a" in options else "w"
+            with (folder / path.rsplit("/", 1)[1]).open(mode, encoding="utf-8") as file:
                 file.write(body + "\n")
 
 
@@ -71,7 +72,8 @@ def kit(tmp_path_factory):
     (folder / "weights").write_bytes(b"tiny")
     weight = np.random.default_rng(settings.SEED).standard_normal((3, 1000)).astype(np.float32) * 3
     tiny = onnx.parser.parse_model(
-        '<ir_version: 10, opset_import: ["": 20]> tiny (float[batch, 3, 224, 224] pixels) => (float[batch, 1000] scores)'
+        '<ir_version: 10, opset_import: ["": 20]> tiny (float[batch, 3, 224, 224] pixels) '
+        "=> (float[batch, 1000] scores) "
         "{ mean = ReduceMean <keepdims: int = 0> (pixels, axes) scores = MatMul (mean, weight) }"
     )
     tiny.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3]), "axes"))
