@@ -27,6 +27,7 @@ Beyond the article:
     advisor      which recipe for which aim
     webpage      a network in a web page
     chromium     a browser without a window
+    errors       what a message means: the table, and the search over it
 
 Not for lessons, and behind the commands that ``python -m helpers --help`` lists:
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from helpers import labels
-
 Backend = Callable[[np.ndarray], np.ndarray]  # input (1, 3, H, W) float32 -> logits (1, classes)
 
 
@@ -95,37 +93,6 @@ def summary(rows: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
     )
     table["within"] = (table["max_error"] <= tolerance) & (table["top1_agreement"] == 1)
     return table
-
-
-def top_k_rows(
-    backends: Mapping[str, Backend], inputs: Mapping[str, np.ndarray], *, k: int = 3, language: str | None = None
-) -> pd.DataFrame:
-    """Name the k most probable classes of every photo by every backend: the article's precision table.
-
-    Args:
-        backends: callables from one input to its logits, by name.
-        inputs: arrays of shape (1, 3, H, W) by photo name.
-        k: how many classes, 1 to 1000.
-        language: of the names; the course's setting if not given.
-    Returns:
-        One row a photo and backend: photo, backend, then class_1, p_1 to class_k, p_k.
-    Raises:
-        ValueError: if there is no photo or no backend, a logit is NaN or infinite, there are not as many logits as
-            class names, or k is out of range.
-    """
-    if not inputs:
-        raise ValueError("There is no photo to predict: inputs is empty.")
-    if not backends:
-        raise ValueError("There is no backend to ask: backends is empty.")
-    rows = []
-    for photo, x in inputs.items():
-        for name, backend in backends.items():
-            top = labels.top_k(_logits(backend, x, name, photo), k, language=language)
-            row = {"photo": photo, "backend": name}
-            for rank, entry in enumerate(top.itertuples(), start=1):
-                row |= {f"class_{rank}": entry.name, f"p_{rank}": entry.probability}
-            rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def ranking(logits: np.ndarray) -> np.ndarray:

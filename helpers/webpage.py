@@ -107,9 +107,14 @@ def write_page(
 
 
 @contextmanager
-def serve(folder: str | Path) -> Iterator[str]:
-    """Serve a folder on 127.0.0.1, at a free port, as long as the context is open; gives the page's address."""
-    server = _server(folder)
+def serve(folder: str | Path, *, isolated: bool = True) -> Iterator[str]:
+    """Serve a folder on 127.0.0.1, at a free port, as long as the context is open; gives the page's address.
+
+    Args:
+        folder: what to serve.
+        isolated: send the headers that keep other sites out, without which browsers give a page one thread only.
+    """
+    server = _server(folder, isolated=isolated)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -214,14 +219,21 @@ class _Handler(SimpleHTTPRequestHandler):
         pass
 
 
+class _StockHandler(_Handler):
+    """Serves files as most servers do, without those headers."""
+
+    def end_headers(self) -> None:
+        SimpleHTTPRequestHandler.end_headers(self)
+
+
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # a visitor who leaves early is no error
             super().handle_error(request, client_address)
 
 
-def _server(folder: str | Path) -> _Server:
-    return _Server(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+def _server(folder: str | Path, *, isolated: bool = True) -> _Server:
+    return _Server(("127.0.0.1", 0), partial(_Handler if isolated else _StockHandler, directory=str(folder)))
 
 
 def _integrity(content: bytes) -> str:

@@ -33,7 +33,14 @@ def make_table(ms=plain_ms, *, noise=0.0, sessions=5, peaks=None, network="resne
     for batch, _, size, _ in sweep.article_shapes():
         for column in COLUMNS:
             found = ms(column, batch, size)
-            row = {"network": network, "model_sha256": "0", "column": column, "batch": batch, "height": size, "width": size}
+            row = {
+                "network": network,
+                "model_sha256": "0",
+                "column": column,
+                "batch": batch,
+                "height": size,
+                "width": size,
+            }
             row |= {"threads": 2, "protocol": protocol, "sitting": f"{batch}x{size}", "note": "", "status": "ok"}
             if found is None:
                 row |= {"status": "unavailable", "note": "PyTorch finds no CUDA GPU"}

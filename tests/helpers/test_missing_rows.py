@@ -43,7 +43,7 @@ def lesson(request, monkeypatch, tmp_path):
         run(cells[:start], namespace)
         monkeypatch.setattr(sweep, "run", lambda network, *_, **__: given[network])
         monkeypatch.setattr(sweep, "file_maker", lambda *_: lambda *_: file)
-        monkeypatch.setattr(timing, "measure", lambda openers, **_: {name: timing.Timing(name) for name in openers})
+        monkeypatch.setattr(timing, "measure", lambda openers, **_: {name: fake_timing(name) for name in openers})
         namespace["make_file"] = lambda *_: file
 
         def go_on(table, *, peak):
@@ -52,6 +52,10 @@ def lesson(request, monkeypatch, tmp_path):
             run(cells[start:], namespace)
 
         yield go_on
+
+
+def fake_timing(name):
+    return timing.Timing(name, ratio=1.0, half_width=0.01)
 
 
 def counted(**_):
@@ -68,13 +72,15 @@ def too_large(**_):
 
 @pytest.mark.parametrize("lesson", LESSONS, indirect=True)
 def test_04_and_05_run_to_the_end_with_any_row_missing(lesson, monkeypatch):
-    for name, table in {"all rows": make_table(noise=0.01), **dict(sparse(make_table(noise=0.01)))}.items():
+    whole = make_table(noise=0.01)
+    some = {name: table for name, table in sparse(whole) if not name.startswith("without")}
+    for name, table in {"all rows": whole, **some}.items():
         try:
             lesson(table, peak=counted)
         except Exception as error:
             error.add_note(f"with {name}")
             raise
-    monkeypatch.setattr(results, "with_gpu", lambda *_, **__: make_table().iloc[:0])
+    monkeypatch.setattr(results, "with_gpu", lambda *_, **__: whole.iloc[:0].assign(machine=""))
     for peak in (not_counted, too_large):
         lesson(make_table(sessions=2), peak=peak)
     with_gpu = make_table(lambda column, batch, size: batch * size / 100)

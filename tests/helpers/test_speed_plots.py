@@ -40,7 +40,10 @@ def test_no_two_columns_look_alike():
         (lambda table, ax: speed_plots.against_pixels(table, ax, value="peak_rss_mib"), "(MiB)"),
         (lambda table, ax: speed_plots.against_pixels(table, ax, value="page_faults"), "page faults"),
         (lambda table, ax: speed_plots.differences(table, ax, columns=ONNX, floor=0.02), "(%)"),
-        (lambda table, ax: speed_plots.beside(table, article.rows("resnet18"), ax, column="onnx_fix", name="x"), "(ms)"),
+        (
+            lambda table, ax: speed_plots.beside(table, article.rows("resnet18"), ax, column="onnx_fix", name="x"),
+            "(ms)",
+        ),
     ],
 )
 def test_axes_carry_units_and_a_legend_and_gaps_do_no_harm(draw, unit, table, ax):

@@ -1,0 +1,256 @@
+"""helpers/errors.py: messages of today's libraries, each provoked here, lead to their causes."""
+
+import importlib
+import json
+import re
+import sys
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import onnxsim
+import pytest
+import torch
+from onnx import TensorProto, helper, version_converter
+from torch import nn
+
+from helpers import chromium, errors
+
+X = np.zeros((1, 3, 32, 32), np.float32)
+
+
+def node_file(path, op="Relu", *, opset=18, kind=TensorProto.FLOAT, domain="", shape=(1, 3, 32, 32), inputs=("input",)):
+    """Write a file of one node."""
+    ends = [helper.make_tensor_value_info(name, kind, shape) for name in (*inputs, "logits")]
+    node = helper.make_node(op, list(inputs), ["logits"], domain=domain)
+    graph = helper.make_graph([node], "one", ends[:-1], ends[-1:])
+    sets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    model = helper.make_model(graph, opset_imports=sets, ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def session(path):
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def run(path, x, names=None):
+    return session(path).run(names, {"input": x})
+
+
+def pieces(path):
+    """Write a network whose weights lie in a file beside it."""
+    torch.onnx.export(Flat(), (torch.from_numpy(X),), path, external_data=True, verbose=False)
+    weights = path.with_name(path.name + ".data")
+    if not weights.exists():  # too small for the exporter
+        onnx.save_model(onnx.load(path), path, save_as_external_data=True, location=weights.name, size_threshold=0)
+    return path, weights
+
+
+class Flat(nn.Module):
+    """A linear network that keeps a batch of `batch`."""
+
+    def __init__(self, batch=None):
+        super().__init__()
+        self.batch, self.last = batch, nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, x):
+        return self.last(x.flatten(1) if self.batch is None else x.reshape(self.batch, -1))
+
+
+class If(nn.Module):
+    def forward(self, x):
+        return x if x.mean() > 0 else -x
+
+
+def left_behind(folder, read):
+    path, weights = pieces(folder / "a.onnx")
+    weights.unlink()
+    read(path)
+
+
+def torn_weights(folder):
+    path, weights = pieces(folder / "a.onnx")
+    weights.write_bytes(weights.read_bytes()[:100])
+    session(path)
+
+
+def future(folder, read):
+    model = onnx.load(node_file(folder / "a.onnx"))
+    model.ir_version = 99
+    onnx.save(model, folder / "b.onnx")
+    read(folder / "b.onnx")
+
+
+def torn(folder, read):
+    (folder / "a.onnx").write_bytes(b"<!doctype html> this is no network")
+    read(folder / "a.onnx")
+
+
+def empty(folder):
+    (folder / "a.onnx").touch()
+    session(folder / "a.onnx")
+
+
+def prefixed(folder):
+    Flat().load_state_dict({f"module.{name}": value for name, value in Flat().state_dict().items()})
+
+
+def whole(folder):
+    torch.save(Flat(), folder / "a.pt")
+    torch.load(folder / "a.pt", weights_only=True)
+
+
+def weights_alone(folder):
+    torch.save(Flat().state_dict(), folder / "a.pt")
+    torch.load(folder / "a.pt", weights_only=True).eval()
+
+
+def export(model, *, shape=(2, 3, 32, 32), **options):
+    def make(folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(model.eval(), (torch.zeros(shape),), folder / "a.onnx", verbose=False, **options)
+
+    return make
+
+
+def frozen(folder):
+    export(Flat(1), shape=(1, 3, 32, 32), dynamic_shapes=({0: torch.export.Dim.AUTO},))(folder)
+    x = np.repeat(X, 4, axis=0)
+    opened = session(folder / "a.onnx")
+    opened.run(None, {opened.get_inputs()[0].name: x})
+
+
+def simplify(folder):
+    onnxsim.simplify(onnx.load(node_file(folder / "a.onnx", shape=("n", 3, "h", "w"))), check_n=1)
+
+
+HALF, BRAIN, DOUBLE = TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
+RGBA, NHWC, BATCH = np.zeros((1, 4, 32, 32), np.float32), np.zeros((1, 32, 32, 3), np.float32), np.repeat(X, 4, axis=0)
+# case: (how to provoke it in an empty folder, the cause that must come first)
+MESSAGES = {
+    "rank": (lambda f: run(node_file(f / "a.onnx"), X[0]), "wrong-rank"),
+    "RGBA": (lambda f: run(node_file(f / "a.onnx"), RGBA), "channels-last"),
+    "NHWC": (lambda f: run(node_file(f / "a.onnx"), NHWC), "channels-last"),
+    "batch": (lambda f: run(node_file(f / "a.onnx"), BATCH), "fixed-batch"),
+    "size": (lambda f: run(node_file(f / "a.onnx"), X[..., :9, :9].copy()), "fixed-size"),
+    "fp16": (lambda f: run(node_file(f / "a.onnx", kind=HALF), X), "half-file"),
+    "float64": (lambda f: run(node_file(f / "a.onnx"), X.astype(float)), "wrong-type"),
+    "bf16": (lambda f: torch.zeros(1, dtype=torch.bfloat16).numpy(), "bf16"),
+    "bf16 file": (lambda f: session(node_file(f / "a.onnx", "Softmax", kind=BRAIN)), "not-implemented"),
+    "name": (lambda f: session(node_file(f / "a.onnx")).run(None, {"image": X}), "wrong-name"),
+    "output": (lambda f: run(node_file(f / "a.onnx"), X, ["classes"]), "wrong-output"),
+    "tensor": (lambda f: run(node_file(f / "a.onnx"), torch.from_numpy(X)), "torch-tensor"),
+    "gradient": (lambda f: Flat()(torch.from_numpy(X)).numpy(), "requires-grad"),
+    "no file": (lambda f: session(f / "a.onnx"), "no-such-file"),
+    "web page": (lambda f: torn(f, session), "torn-file"),
+    "web page, onnx": (lambda f: torn(f, onnx.load), "torn-file"),
+    "empty": (empty, "no-graph"),
+    "no weights": (lambda f: left_behind(f, session), "left-behind"),
+    "no weights, onnx": (lambda f: left_behind(f, onnx.load), "left-behind"),
+    "half the weights": (torn_weights, "torn-weights"),
+    "IR": (lambda f: future(f, session), "ir-version"),
+    "IR, checker": (lambda f: future(f, lambda path: onnx.checker.check_model(onnx.load(path))), "ir-version"),
+    "opset": (lambda f: session(node_file(f / "a.onnx", opset=99)), "opset-too-new"),
+    "GridSample": (
+        lambda f: session(node_file(f / "a.onnx", "GridSample", opset=11, inputs=("input", "grid"))),
+        "operator-too-new",
+    ),
+    "misspelt": (lambda f: session(node_file(f / "a.onnx", "Relu6")), "unknown-operator"),
+    "custom": (lambda f: session(node_file(f / "a.onnx", "Thing", domain="com.example")), "unknown-operator"),
+    "adapter": (
+        lambda f: version_converter.convert_version(onnx.load(node_file(f / "a.onnx", "ReduceMean")), 11),
+        "no-adapter",
+    ),
+    "if": (export(If()), "python-if"),
+    "frozen": (export(Flat(2), dynamic_shapes=({0: "batch"},)), "frozen-batch"),
+    "frozen at 1": (frozen, "frozen-reshape"),
+    "onnxsim": (simplify, "onnxsim-dynamic"),
+    "module.": (prefixed, "module-prefix"),
+    "other network": (lambda f: Flat().load_state_dict(nn.ReLU().state_dict()), "other-network"),
+    "classes": (lambda f: nn.Linear(4, 5).load_state_dict(nn.Linear(4, 10).state_dict()), "other-classes"),
+    "weights": (weights_alone, "only-weights"),
+    "pickle": (whole, "whole-pickle"),
+    "pool": (export(nn.AdaptiveAvgPool2d(5), dynamo=False), "pool-factor"),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_real_message_leads_to_its_cause(tmp_path, case):
+    provoke, key = MESSAGES[case]
+    with pytest.raises(Exception) as caught:
+        provoke(tmp_path)
+    found = errors.find(str(caught.value))["key"].tolist()
+    assert key in found[:3] and len(found) <= 3, f"found {found} for: {str(caught.value)[:400]}"
+
+
+def test_missing_onnxscript(monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "onnxscript"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module("onnxscript")
+    assert errors.find(str(caught.value))["key"].tolist() == ["no-onnxscript"]
+
+
+def test_missing_gpu_provider():
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        pytest.skip("this machine has it")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ort.InferenceSession(
+            helper.make_model(
+                helper.make_graph(
+                    [helper.make_node("Relu", ["x"], ["y"])],
+                    "one",
+                    [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+                    [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+                ),
+                opset_imports=[helper.make_opsetid("", 18)],
+                ir_version=10,
+            ).SerializeToString(),
+            providers=["CUDAExecutionProvider", "CPUExecutionProvider"],
+        )
+    assert errors.find(str(caught[0].message))["key"].tolist() == ["no-cuda"]
+
+
+def test_numbers_and_paths_do_not_matter_but_the_axis_does():
+    text = "[ONNXRuntimeError] : 2 : Got invalid dimensions for input: x\n index: {} Got: {} Expected: 3"
+    assert errors.find(text.format(1, 4))["key"].tolist() == ["channels-last"]
+    assert errors.find(text.format(0, 999))["key"].tolist() == ["fixed-batch"]
+    assert errors.find("all is well").empty and errors.find("").empty
+
+
+def test_table_is_whole():
+    table = errors.table()
+    assert table["key"].is_unique and (table[["words", "cause", "repair"]] != "").all(axis=None)
+    shared = table[table["words"].duplicated(keep=False)]
+    assert (shared["tell"] != "").all(), "causes of one message need a word on telling them apart"
+
+
+@pytest.mark.skipif(bool(chromium.missing()), reason="no browser")
+def test_box_finds_what_python_finds(tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    page_file = tmp_path / "page.html"
+    page_file.write_text(f"<!doctype html><meta charset=utf-8>{errors.search_box()}", encoding="utf-8")
+    texts = [
+        "Got invalid dimensions for input\n index: 1 Got: 4 Expected: 3",
+        "No Op registered for GridSample with domain_version of 11",
+        "Unexpected input data type. Actual: (tensor(float)) , expected: (tensor(float16))",
+        "nothing known",
+    ]
+    with sync_playwright() as playwright, chromium.launch(playwright) as browser:
+        page = browser.new_page()
+        page.goto(page_file.as_uri())
+        for text in texts:
+            page.fill("textarea", text)
+            shown = page.locator(".error-search p").all_text_contents()
+            assert [one.split(".")[0] for one in shown] == [one.split(".")[0] for one in errors.find(text)["cause"]]
+
+
+def test_box_keeps_the_table_inside_its_script():
+    held = re.search(r"const \{rows, axes\} = (.*);\n", errors.search_box())[1]
+    assert len(json.loads(held)["rows"]) == len(errors.table())
