@@ -3,8 +3,8 @@
 Taught in notebooks/04_speed_resnet18.ipynb and notebooks/12_your_machine_and_others.ipynb.
 
 Formats. Protocol 1 (2026): rounds of blocks in one session, spinning stopped, threads on all logical processors; the
-key held neither threads nor model; "noisy" marked a wide interval. Protocol 2: sessions opened anew, one block each; the
-key holds the threads and the model's hash. Rows of both are read, and recomputed from their raw blocks.
+key held neither threads nor model; "noisy" marked a wide interval. Protocol 2: sessions opened anew, one block each;
+the key holds the threads and the model's hash. Rows of both are read, and recomputed from their raw blocks.
 """
 
 import hashlib

@@ -2,7 +2,8 @@
 
     python data/results/gpu_levers.py
 
-It appends its rows to data/results/gpu_levers.csv, which notebook 09 reads. It needs PyTorch for CUDA and onnxruntime-gpu.
+It appends its rows to data/results/gpu_levers.csv, which notebook 09 reads. It needs PyTorch for CUDA and the package
+onnxruntime-gpu.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""helpers.results: files of both protocols are read, what contradicts itself is refused, numbers come from raw blocks."""
+"""helpers.results: both protocols are read, what contradicts itself is refused, numbers come from raw blocks."""
 
 import json
 import math

@@ -1,0 +1,322 @@
+"""Notebook 14's own parts: the preparation in the graph, the packed file, and the service that the notebook writes."""
+
+import asyncio
+import contextlib
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import nbformat
+import numpy as np
+import onnx
+import onnxruntime as ort
+import psutil
+import pytest
+from PIL import Image
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from torchvision.transforms import InterpolationMode
+
+from helpers import images, settings
+
+CELLS = nbformat.read(settings.NOTEBOOKS / "14_serve_it.ipynb", as_version=4).cells
+HOW = images.preprocessing(
+    224, resize=256, mean=(0.498,) * 3, std=(0.502,) * 3, interpolation=InterpolationMode.BICUBIC
+)
+SHAPES = {
+    "one pixel": (1, 1),
+    "tall line": (3000, 20),
+    "wide line": (20, 3000),
+    "portrait": (451, 300),
+    "odd": (333, 257),
+}
+
+
+def cells(tag):
+    """Return the code of the notebook's cells with a tag; there must be one."""
+    found = [cell.source for cell in CELLS if tag in cell.metadata.get("tags", [])]
+    assert found, f"no cell of 14_serve_it.ipynb has the tag {tag}"
+    return "\n\n".join(found)
+
+
+def write_programs(folder):
+    """Write what the notebook's %%writefile cells write."""
+    for cell in CELLS:
+        if cell.cell_type == "code" and cell.source.startswith("%%writefile"):
+            first, _, body = cell.source.partition("\n")
+            *options, path = first.split()[1:]
+            mode = "a" if "-a" in options else "w"
+            with (folder / path.rsplit("/", 1)[1]).open(mode, encoding="utf-8") as file:
+                file.write(body + "\n")
+
+
+def imports():
+    """Run the notebook's import cell, without its style and its printing."""
+    names = {}
+    lines = [line for line in CELLS[1].source.splitlines() if line.startswith(("import ", "from "))]
+    exec("\n".join(lines), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    """Run the notebook's cells that make files and start services, with a tiny network instead of the real one."""
+    folder = tmp_path_factory.mktemp("14")
+    write_programs(folder)
+    (folder / "weights").write_bytes(b"tiny")
+    weight = np.random.default_rng(settings.SEED).standard_normal((3, 1000)).astype(np.float32) * 3
+    tiny = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> tiny (float[batch, 3, 224, 224] pixels) '
+        "=> (float[batch, 1000] scores) "
+        "{ mean = ReduceMean <keepdims: int = 0> (pixels, axes) scores = MatMul (mean, weight) }"
+    )
+    tiny.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3]), "axes"))
+    tiny.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    names = imports() | {"how": HOW, "side": 224, "resize": 256, "FOLDER": folder, "photos": {"noise": photo}}
+    names |= {
+        "weights": SimpleNamespace(path=folder / "weights"),
+        "fp32": tiny,
+        "parts": {"fp32": tiny},
+        "SECONDS": 1.0,
+        "PHOTOS": folder,
+    }
+    for tag in ("prepare", "pack", "running"):
+        exec(cells(tag), names)
+    photo.save(folder / "photo.jpg")
+    names["jpeg"] = (folder / "photo.jpg").read_bytes()
+    return SimpleNamespace(**names)
+
+
+@pytest.fixture(autouse=True)
+def course_on_the_path(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(settings.ROOT))  # the programs lie elsewhere here
+
+
+@pytest.fixture
+def service(kit):
+    return runpy.run_path(str(kit.FOLDER / "service.py"), run_name="service")
+
+
+def picture(height, width):
+    return Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_graph_prepares_as_torchvision(kit, shape):
+    photo = picture(*shape)
+    ours = ort.InferenceSession(kit.prepare.SerializeToString()).run(None, {"picture": np.asarray(photo)})[0]
+    steps = np.abs(ours - images.preprocess(photo, HOW)) * 255 * 0.502
+    assert ours.shape == (1, 3, 224, 224)
+    assert steps.max() < 6, f"{steps.max():.1f} steps of 255"
+    assert (steps > 0.5).mean() < 0.03
+
+
+def test_the_graph_prepares_grey_as_torchvision(kit):
+    photo = picture(300, 400).convert("L").convert("RGB")
+    ours = ort.InferenceSession(kit.prepare.SerializeToString()).run(None, {"picture": np.asarray(photo)})[0]
+    assert np.abs(ours - images.preprocess(photo, HOW)).max() * 255 * 0.502 < 2
+    assert np.ptp(ours, axis=1).max() < 1e-5, "grey stays grey"
+
+
+def test_the_file_carries_its_facts(kit, service):
+    model, facts = service["check"](str(kit.FILES["fp32"]))
+    assert onnx.checker.check_model(model, full_check=True) is None
+    assert len(facts["names"]["english"]) == len(facts["names"]["chinese"]) == 1000
+    assert facts["preprocessing"] == {"size": 224, "resize": 256, "mean": [0.498] * 3, "std": [0.502] * 3}
+    assert facts["opset"] == model.opset_import[0].version
+
+
+def test_the_halves_are_the_whole(kit, service):
+    model, _ = service["check"](str(kit.FILES["fp32"]))
+    front, back = (service["open_session"](part, 1) for part in service["halves"](model))
+    photos = [np.asarray(picture(*shape)) for shape in ((100, 80), (300, 400))]
+    pixels = np.concatenate([front.run(None, {"picture": photo})[0] for photo in photos])
+    classes, shares = back.run(None, {"pixels": pixels})
+    whole = ort.InferenceSession(kit.FILES["fp32"])
+    for photo, row, share in zip(photos, classes, shares, strict=True):
+        one = whole.run(["classes", "probabilities"], {"picture": photo})
+        assert row.tolist() == one[0][0].tolist()
+        np.testing.assert_allclose(share, one[1][0], rtol=1e-4)
+
+
+def spoil(kit, how):
+    model = onnx.load(kit.FILES["fp32"])
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    if how == "other classes":
+        onnx.helper.set_model_props(model, facts | {"names": facts["names"].replace("tench", "trench")})
+    elif how == "no facts":
+        del model.metadata_props[:]
+    else:
+        weight = next(one for one in model.graph.initializer if one.name == "weight")
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.05, "weight"))
+    return model.SerializeToString()
+
+
+REFUSED = {"other classes": "other english classes", "no facts": "damaged", "other weights": "golden photo's logits"}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_a_wrong_file_is_refused(kit, service, tmp_path, how):
+    (tmp_path / "wrong.onnx").write_bytes(spoil(kit, how))
+    with pytest.raises(ValueError, match=REFUSED[how]):
+        service["check"](str(tmp_path / "wrong.onnx"))
+
+
+def test_a_damaged_file_ends_the_service(kit, tmp_path):
+    (tmp_path / "cut.onnx").write_bytes(kit.FILES["fp32"].read_bytes()[:5000])
+    command = [sys.executable, kit.FOLDER / "service.py", tmp_path / "cut.onnx", "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 3
+    assert "cut.onnx is damaged" in ended.stderr
+
+
+def options(**changed):
+    return SimpleNamespace(**({"queue": 64, "timeout_s": 60, "body_s": 60, "max_bytes": 10_000, "file": "x"} | changed))
+
+
+async def classify(service, engine, options, chunks, kind="image/png"):
+    """Hand one request to the service's own function, without a server; return the status."""
+
+    async def receive():
+        if not chunks:
+            await asyncio.Event().wait()  # a client that sends no more
+        chunk = chunks.pop(0)
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunks) or chunk == b"half"}
+
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": [(b"content-type", kind.encode())]}
+    endpoint = service["application"](engine, options).routes[0].endpoint
+    try:
+        return (await endpoint(Request(scope, receive))).status_code, {}
+    except HTTPException as error:
+        return error.status_code, error.headers
+
+
+def engine(answer):
+    return SimpleNamespace(waiting=0, networks=[], answer=answer)
+
+
+async def named(body):
+    return [["cat", "猫", 1.0]]
+
+
+async def never(body):
+    await asyncio.Event().wait()
+
+
+async def bomb(body):
+    raise images.PhotoError("picture claims 50000 x 50000 pixels, more than 80 million: make it smaller.")
+
+
+async def no_picture(body):
+    raise images.PhotoError("picture is not a picture that Pillow can read: save it as JPEG or PNG.")
+
+
+ANSWERS = {
+    "a picture": (200, named, [b"1", b"2"], {}),
+    "no picture": (400, no_picture, [b"text"], {}),
+    "slow client": (408, named, [b"half"], {"body_s": 0.01}),
+    "too many bytes": (413, named, [bytes(9_000), bytes(9_000)], {}),
+    "a bomb": (413, bomb, [b"png"], {}),
+    "too late": (504, never, [b"1"], {"timeout_s": 0.01}),
+    "no room": (503, named, [b"1"], {"queue": 0}),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_each_way_to_fail_has_its_status(service, name):
+    status, answer, chunks, changed = ANSWERS[name]
+    behind = engine(answer)
+    given, headers = asyncio.run(classify(service, behind, options(**changed), list(chunks)))
+    assert given == status
+    assert (status == 503) == ("Retry-After" in (headers or {}))
+    assert behind.waiting == 0, "a place in the queue was not given back"
+
+
+def test_what_is_not_sent_as_a_picture_is_415(service):
+    assert asyncio.run(classify(service, engine(named), options(), [b"1"], kind="text/plain"))[0] == 415
+
+
+def test_the_queue_is_bounded(service):
+    async def crowd():
+        gate, most = asyncio.Event(), []
+
+        async def wait(body):
+            most.append(behind.waiting)
+            await gate.wait()
+            return []
+
+        behind = engine(wait)
+        tasks = [asyncio.create_task(classify(service, behind, options(queue=3), [b"1"])) for _ in range(10)]
+        while sum(task.done() for task in tasks) < 7:  # the refused ones
+            await asyncio.sleep(0)
+        gate.set()
+        return sorted(status for status, _ in await asyncio.gather(*tasks)), max(most)
+
+    assert asyncio.run(crowd()) == ([200] * 3 + [503] * 7, 3)
+
+
+def test_the_service_answers_refuses_and_leaves_nothing_behind(kit):
+    with kit.running(kit.FILES["fp32"], "--sessions", 2, "--batch", 4) as url:
+        tree = psutil.Process().children(recursive=True)
+        heard = {c.laddr.ip for one in tree for c in one.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        assert heard == {"127.0.0.1"}
+        with ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda _: kit.ask(f"{url}/classify", kit.jpeg), range(16)))
+        assert {status for status, _, _ in replies} == {200}
+        assert len({text for _, text, _ in replies}) == 1, "a batch mixed its answers up"
+        for body in (b"", b"text", kit.jpeg[:500]):
+            status, text, _ = kit.ask(f"{url}/classify", body)
+            assert (status, text.startswith("picture ")) == (400, True)
+        assert kit.ask(f"{url}/classify", kit.jpeg, "text/plain")[0] == 415
+        assert kit.ask(f"{url}/classify", bytes(10_000_001))[0] == 413
+        assert kit.ask(f"{url}/classify", b"P6 50000 50000 255\n")[0] == 413
+        assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
+    assert psutil.wait_procs(tree, timeout=30)[1] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to stop cleanly with")
+def test_a_clean_stop_answers_what_was_accepted(kit):
+    with ThreadPoolExecutor(1) as pool, kit.running(kit.FILES["fp32"], "--batch", 2, "--wait-ms", 4000) as url:
+        reply = pool.submit(kit.ask, f"{url}/classify", kit.jpeg)
+        while json.loads(kit.ask(f"{url}/health")[1])["waiting"] == 0 and not reply.done():
+            pass
+        assert not reply.done()
+    assert reply.result()[0] == 200
+    with pytest.raises(OSError), contextlib.closing(socket.create_connection(("127.0.0.1", int(url.rsplit(":")[-1])))):
+        pass
+
+
+def test_a_killed_worker_is_replaced(kit):
+    with kit.running(kit.FILES["fp32"]) as url:
+        first = json.loads(kit.ask(f"{url}/health")[1])["pid"]
+        psutil.Process(first).kill()
+        second = kit.new_worker(url, first)
+        assert second != first
+        assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
+
+
+def test_the_load_arrives_at_random_moments_and_counts_what_is_lost(kit, tmp_path):
+    """Against a listener that hangs up: nothing is answered, all of it is counted, the seed repeats it."""
+    (tmp_path / "photo.jpg").write_bytes(kit.jpeg)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up():
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        runs = [kit.offer(url, 50, seconds=0.5, seed=7, folder=tmp_path)[0].sort_values("due_s") for _ in range(2)]
+    assert set(runs[0]["status"]) == {0}
+    assert runs[0]["due_s"].tolist() == runs[1]["due_s"].tolist()
+    assert 5 < len(runs[0]) < 60  # 25 are expected
+    assert kit.percentiles(runs[0])["p99"] == np.inf
