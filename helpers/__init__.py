@@ -24,7 +24,6 @@ Measuring speed and memory, from 04 on:
 Beyond the article:
 
     roofline     how fast could it be?
-    advisor      which recipe for which aim
     webpage      a network in a web page
     chromium     a browser without a window
     errors       what a message means: the table, and the search over it

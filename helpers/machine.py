@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 
 import joblib
-import onnxruntime
 import psutil
 import torch
 
@@ -99,22 +98,6 @@ def versions_line() -> str:
         f"{cpu_name()}, {usable_cores()} cores, {memory_limit_gib():.0f} GiB · {system} · GPU: {gpu_name() or 'none'}"
     )
     return f"Python {platform.python_version()} · {packages}\n{hardware}"
-
-
-def facts() -> dict[str, str]:
-    """Return every fact as text by its name, for a table."""
-    return {
-        "System": f"{platform.system()} {platform.release()} ({platform.machine()})",
-        "Python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-        "Processor": cpu_name(),
-        "Cores in the machine": str(psutil.cpu_count(logical=False) or psutil.cpu_count()),
-        "Cores this process may use": str(usable_cores()),
-        "Instruction sets": ", ".join(name for name, there in instruction_sets().items() if there) or "none known",
-        "Memory": f"{memory_limit_gib():.1f} GiB",
-        "GPU": gpu_name() or "none",
-        "ONNX Runtime providers": ", ".join(onnxruntime.get_available_providers()),
-    }
 
 
 @cache

@@ -139,8 +139,8 @@ def measure_peak(
         runs: after the first, timed.
         environment: variables to set for that process, such as those of the C library's malloc.
     Returns:
-        base_rss_mib (after the imports, before loading), peak_rss_mib, p50_ms, and page_faults and system_ms a run (None
-        where the system does not count them).
+        base_rss_mib (after the imports, before loading), peak_rss_mib, p50_ms, and page_faults and system_ms a run
+        (None where the system does not count them).
     Raises:
         ValueError: unless exactly one of network and path is given, or for an unknown engine.
         OutOfMemoryError: if the process ran out of memory or the system killed it.
@@ -195,18 +195,18 @@ def _run_alone(task: dict) -> dict[str, float | None]:
         base = psutil.Process().memory_info().rss
         hints = {"INFERENCE_NUM_THREADS": task["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         request = openvino.Core().compile_model(task["path"], "CPU", hints).create_infer_request()
-        found = _timed(lambda: request.infer([x]), task["runs"])
+        found = _timed(lambda: request.infer([x]), task.get("runs", 2))
     elif task["path"]:
         import onnxruntime as ort
 
         base = psutil.Process().memory_info().rss
         options = ort.SessionOptions()
         options.intra_op_num_threads = task["threads"]
-        for name, value in task["session_options"].items():
+        for name, value in task.get("session_options", {}).items():
             setattr(options, name, value)
         session = ort.InferenceSession(task["path"], options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        found = _timed(lambda: session.run(None, {name: x}), task["runs"])
+        found = _timed(lambda: session.run(None, {name: x}), task.get("runs", 2))
     else:
         import torch
         import torchvision
@@ -215,7 +215,7 @@ def _run_alone(task: dict) -> dict[str, float | None]:
         torch.set_num_threads(task["threads"])
         model = torchvision.models.get_model(task["network"], weights=None).eval()
         with torch.inference_mode():
-            found = _timed(lambda: model(torch.from_numpy(x)), task["runs"])
+            found = _timed(lambda: model(torch.from_numpy(x)), task.get("runs", 2))
     return {"base_rss_mib": base / 2**20, "peak_rss_mib": peak_rss_mib(), **found}
 
 

@@ -2,9 +2,9 @@
 
 Taught in notebooks/04_speed_resnet18.ipynb and notebooks/12_your_machine_and_others.ipynb.
 
-Formats. Protocol 1 (2026): rounds of blocks in one session, spinning stopped, threads on all logical processors; the key
-held neither threads nor model; "noisy" marked a wide interval. Protocol 2: sessions opened anew, one block each; the key
-holds the threads and the model's hash. Rows of both are read; what can be computed is computed from their raw blocks.
+Formats. Protocol 1 (2026): rounds of blocks in one session, spinning stopped, threads on all logical processors; the
+key held neither threads nor model; "noisy" marked a wide interval. Protocol 2: sessions opened anew, one block each;
+the key holds the threads and the model's hash. Rows of both are read, and recomputed from their raw blocks.
 """
 
 import hashlib
@@ -265,7 +265,7 @@ def _set_ratios(table: pd.DataFrame, group: pd.DataFrame) -> None:
 
 
 def compare(over: pd.Series, under: pd.Series) -> tuple[float, float, float]:
-    """Return ``timing.log_ratio`` of the times of two rows of a table, session by session if they are of one sitting."""
+    """Return ``timing.log_ratio`` of the times of two rows of a table, session by session if of one sitting."""
     if not isinstance(over["session_ms"], list) or not isinstance(under["session_ms"], list):
         return (math.nan,) * 3
     paired = over.get("sitting") == under.get("sitting") or over["protocol"] == under["protocol"] == 1

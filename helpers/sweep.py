@@ -285,8 +285,8 @@ class _Sweep:
         needed, available = memory.estimate_mib(self.model, shape, kind=kind), memory.available_mib()
         if memory.MARGIN * needed > available:
             raise memory.OutOfMemoryError(
-                f"it needs about {needed:.0f} MiB, perhaps ×{memory.MARGIN}, and {max(available, 0):.0f} MiB are free; it "
-                "was not run"
+                f"it needs about {needed:.0f} MiB, perhaps ×{memory.MARGIN}, and {max(available, 0):.0f} MiB are free; "
+                "it was not run"
             )
         found = {"estimated_mib": needed}
         if column in self.peaks_of and (path is not None or memory.can_rebuild(self.network)):

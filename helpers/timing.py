@@ -1,7 +1,7 @@
 """How long does one run take, and can the number be trusted? Backends opened anew, in turn, on a machine that is quiet.
 
-Taught in notebooks/04_speed_resnet18.ipynb. The unit of evidence is the **session**: a backend that is opened, warmed up,
-timed in one block and closed. Runs in one session are alike; two sessions of one file differ by a few per cent.
+Taught in notebooks/04_speed_resnet18.ipynb. The unit of evidence is the **session**: a backend that is opened, warmed
+up, timed in one block and closed. Runs in one session are alike; two sessions of one file differ by a few per cent.
 """
 
 import gc

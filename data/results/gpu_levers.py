@@ -2,7 +2,8 @@
 
     python data/results/gpu_levers.py
 
-It appends its rows to data/results/gpu_levers.csv, which notebook 09 reads. It needs PyTorch for CUDA and onnxruntime-gpu.
+It appends its rows to data/results/gpu_levers.csv, which notebook 09 reads. It needs PyTorch for CUDA and the package
+onnxruntime-gpu.
 """
 
 import copy
@@ -75,7 +76,9 @@ def levers(model: nn.Module, path: Path, half_path: Path, x: np.ndarray) -> dict
         "PyTorch, channels_last": lambda: pytorch(model, x, channels_last=True),
         "PyTorch, CUDA graph": lambda: pytorch(model, x, graph=True),
         "PyTorch, float16": lambda: pytorch(model, x, half=True),
-        "PyTorch, float16, channels_last, CUDA graph": lambda: pytorch(model, x, half=True, channels_last=True, graph=True),
+        "PyTorch, float16, channels_last, CUDA graph": lambda: pytorch(
+            model, x, half=True, channels_last=True, graph=True
+        ),
         "ONNX Runtime": lambda: onnxruntime(path, x),
         "ONNX Runtime, TF32": lambda: onnxruntime(path, x, use_tf32="1"),
         "ONNX Runtime, CUDA graph": lambda: onnxruntime(path, x, enable_cuda_graph="1"),
@@ -101,7 +104,14 @@ def measure(network: str, model: nn.Module, shape: tuple[int, ...], folder: Path
     x = np.random.default_rng(settings.SEED).standard_normal(shape, dtype=np.float32)
     rows, openers, expected = {}, {}, None
     for name, opener in levers(model, path, half_path, x).items():
-        rows[name] = {"network": network, "batch": shape[0], "size": shape[2], "lever": name, "status": "ok", "note": ""}
+        rows[name] = {
+            "network": network,
+            "batch": shape[0],
+            "size": shape[2],
+            "lever": name,
+            "status": "ok",
+            "note": "",
+        }
         try:
             found = logits(opener())
         except Exception as error:  # a lever that this GPU or version does not have is a row
@@ -134,7 +144,11 @@ def main() -> int:
     gpu, versions = machine.gpu_name(), {name: machine.version(name) for name in ("torch", "onnxruntime")}
     table = pd.DataFrame(rows).assign(machine=f"{gpu} ({machine.identity()[:4]})", **versions)
     table.to_csv(TABLE, mode="a", header=not TABLE.exists(), index=False, float_format="%.5g")
-    print(table[["network", "batch", "lever", "p50_ms", "ratio", "half_width", "max_rel_error", "status", "note"]].to_string())
+    print(
+        table[
+            ["network", "batch", "lever", "p50_ms", "ratio", "half_width", "max_rel_error", "status", "note"]
+        ].to_string()
+    )
     return 0
 
 

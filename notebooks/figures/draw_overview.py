@@ -4,7 +4,7 @@ Run it from the course's root, where a Chinese font is installed:
 
     python notebooks/figures/draw_overview.py
 
-The probabilities are computed by the exported file with the stand-in weights, not typed.
+The probabilities are computed by the exported file of EfficientNet-Lite0 with ImageNet weights, not typed.
 """
 
 import sys
@@ -22,16 +22,17 @@ TARGET = Path(__file__).with_name("overview.png")
 
 
 def main() -> None:
-    """Export ResNet-18, run the cat through it and draw the way."""
+    """Export EfficientNet-Lite0, run the cat through it and draw the way."""
     if plots.cjk_font() is None:
         sys.exit("There is no Chinese font here: install one (Debian: fonts-noto-cjk), or the names would be boxes.")
     plots.use_course_style()
-    model, _ = models.load_model("resnet18", weights="stand-in")
+    model, weights = models.load_model("efficientnet_lite0")
     photo = images.open_photo(images.sample_photos().set_index("file").loc["cat.png", "path"])
-    x = images.preprocessing(256)(photo)[None]
-    path = settings.exports_folder("overview") / "resnet18.onnx"
-    torch.onnx.export(model, (x,), path, input_names=["input"], external_data=False, verbose=False)
-    (logits,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": x.numpy()})
+    x = images.preprocess(photo, weights.preprocessing)
+    path = settings.exports_folder("overview") / "efficientnet_lite0.onnx"
+    example = (torch.from_numpy(x),)
+    torch.onnx.export(model, example, path, input_names=["input"], external_data=False, verbose=False)
+    (logits,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": x})
     english = labels.top_k(logits, 3, language="english")
     chinese = labels.top_k(logits, 3, language="chinese")
     english["name"] = english["name"] + "  " + chinese["name"]
@@ -40,7 +41,7 @@ def main() -> None:
     plots.show_photo(photo, left)
     middle.set(xlim=(0, 3), ylim=(0, 1))
     middle.axis("off")
-    steps = [("PyTorch\nResNet-18", plots.ORANGE), ("resnet18\n.onnx", plots.GREEN), ("ONNX\nRuntime", plots.BLUE)]
+    steps = [("PyTorch\nnetwork", plots.ORANGE), ("network\n.onnx", plots.GREEN), ("ONNX\nRuntime", plots.BLUE)]
     for at, (text, colour) in enumerate(steps):
         box = {"boxstyle": "round,pad=0.6", "facecolor": "white", "edgecolor": colour, "linewidth": 2}
         middle.text(at + 0.5, 0.55, text, ha="center", va="center", bbox=box)
@@ -50,7 +51,6 @@ def main() -> None:
     for at, word in ((1, "export"), (2, "check, run")):
         middle.text(at, 0.27, word, ha="center", color=plots.GREY)
     plots.show_top_k(english, right)
-    right.set_title("stand-in weights", fontsize=10, color=plots.GREY)
     right.set(xlim=(0, 1.3))
     figure.savefig(TARGET, dpi=110)
     print(f"wrote {TARGET.name}")

@@ -1,12 +1,13 @@
 """helpers/graph.py: operators counted as they are in the file, and files told apart."""
 
 import hashlib
+import logging
 import shutil
+import warnings
 
 import numpy as np
 import onnx
 import onnx.parser
-import pandas as pd
 import pytest
 
 from helpers import graph
@@ -85,23 +86,6 @@ def test_operators_are_counted_without_the_weights(external):
     assert graph.count_operators(external) == {"Add": 1}
 
 
-def test_operator_table_fills_zeros_and_adds_up(path, other):
-    wanted = pd.DataFrame(
-        {"small": [1, 1, 3, 0, 1, 6], "other": [2, 0, 0, 1, 0, 3]},
-        index=["Add", "If", "Relu", "Softmax", "com.example.FusedRelu", "all nodes"],
-        dtype=np.int64,
-    )
-    pd.testing.assert_frame_equal(graph.operator_table({"small": path, "other": other}), wanted)
-    pd.testing.assert_frame_equal(graph.operator_table({"other": other, "small": path}), wanted[["other", "small"]])
-
-
-def test_operator_table_of_a_model_without_nodes(model, other):
-    del model.graph.node[:]
-    table = graph.operator_table({"empty": model, "other": other})
-    assert table["empty"].tolist() == [0, 0, 0] and table["other"].tolist() == [2, 1, 3]
-    assert (table.dtypes == np.int64).all(), "a column that is not there at all must count in whole numbers, too"
-
-
 def test_identity_of_a_file(path):
     content = path.read_bytes()
     wanted = {
@@ -143,6 +127,27 @@ def test_identity_of_a_file_with_external_data(external):
 
 def test_missing_file_is_named(tmp_path):
     missing = tmp_path / "missing.onnx"
-    for function in (graph.file_identity, graph.count_operators, lambda path: graph.operator_table({"a": path})):
+    for function in (graph.file_identity, graph.count_operators):
         with pytest.raises(FileNotFoundError, match=r"missing\.onnx"):
             function(missing)
+
+
+def test_identity_of_a_file_without_standard_operators(path):
+    text = (
+        '<ir_version: 8, opset_import: ["ai.onnx.ml": 3]> g (float[n] x) => (float[n] y) { y = ai.onnx.ml.Scaler(x) }'
+    )
+    onnx.save(onnx.parser.parse_model(text), path)
+    identity = graph.file_identity(path)
+    assert identity["opset"] is None and identity["nodes"] == 1
+
+
+def test_listen_hears_logs_and_warnings_and_puts_everything_back(capfd):
+    logger = logging.getLogger("torch.onnx")
+    before = (logger.handlers, logger.propagate, warnings.filters[:])
+    with pytest.raises(ZeroDivisionError), graph.listen() as heard:
+        logger.warning("opset %d", 18)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        raise ZeroDivisionError
+    assert heard == ["WARNING: opset 18", "DeprecationWarning: old"]
+    assert (logger.handlers, logger.propagate, warnings.filters[:]) == before
+    assert capfd.readouterr().err == ""

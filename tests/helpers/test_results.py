@@ -1,166 +1,143 @@
-"""helpers/results.py: what is wrong with a shared file is named, with its line, and stops no other file."""
+"""helpers.results: both protocols are read, what contradicts itself is refused, numbers come from raw blocks."""
 
 import json
+import math
 
 import numpy as np
-import pandas as pd
 import pytest
+from speed_tables import make_table
 
-from helpers import __main__ as command
-from helpers import results, sweep
+from helpers import results, settings
+from helpers.engines import AGAIN
+
+RESULTS = settings.DATA / "results"
+FACTS = {"cpu": "A", "usable_cores": 2, "gpu": None}
 
 
-def row(machine="aaaaaaaaaa", **changes):
-    """Return a sealed row as a sweep writes it."""
-    plain = {
-        "key": f"{machine}/resnet18/onnx_fix/1x3x32x32/protocol-{sweep.PROTOCOL}",
-        "measured_at": "2026-01-01T00:00:00+00:00",
-        "network": "resnet18",
-        "column": "onnx_fix",
+def row(column="onnx_fix", *, blocks=((1.0, 1.1, 0.9),) * 5, **changes):
+    """Return a sealed row of protocol 2."""
+    values = {
+        "key": f"0123456789/tiny/abc/{column}/1x3x32x32/2-threads/protocol-2",
+        "measured_at": "2026-11-27T00:00:00+00:00",
+        "network": "tiny",
+        "model_sha256": "abc",
+        "column": column,
         "batch": 1,
-        "size": 32,
+        "height": 32,
+        "width": 32,
+        "threads": 2,
         "status": "ok",
         "note": "",
-        "p50_ms": 2.0,
-        "ratio": 3.0,
-        "ratio_low": 2.9,
-        "ratio_high": 3.1,
-        "block_ms": [[2.0, 2.0], [2.0, 2.0]],
-        "protocol": sweep.PROTOCOL,
-        "fingerprint": {"cpu": f"Chip {machine[0]}", "usable_cores": 4, "gpu": None},
+        "protocol": 2,
+        "sitting": "s",
+        "block_ms": [list(block) for block in blocks],
+        "p50_ms": float(np.median(np.concatenate([np.asarray(block) for block in blocks]))),
+        "fingerprint": FACTS,
     }
-    return sweep.seal(plain | changes)
+    return results.seal(values | changes)
 
 
-def write(path, *rows):
-    path.write_text(
-        "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in rows), encoding="utf-8"
-    )
+def write(path, rows):
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in rows), encoding="utf-8")
     return path
 
 
-def test_rows_come_back_as_measured(tmp_path):
-    rows = [row(), row(column="pytorch_cpu")]
-    assert results.read(write(tmp_path / "a.jsonl", *rows)) == rows
-
-
-def test_what_the_sweep_writes_is_in_order(tmp_path):
-    kept = sweep.Results(tmp_path)
-    plain = {name: value for name, value in row().items() if name != "sha256"}
-    kept.add([plain])
-    kept.add([plain | {"p50_ms": 4.0}])
-    assert [one["p50_ms"] for one in results.read(kept.path)] == [2.0, 4.0]
+def test_a_file_comes_back_as_it_was_written(tmp_path):
+    rows = [row(), row("pytorch_cpu", blocks=((2.0, 2.2, 1.8),) * 5)]
+    assert results.read(write(tmp_path / "a.jsonl", rows)) == rows
+    table = results.to_table(rows).set_index("column")
+    assert table.loc["onnx_fix", "ratio"] == pytest.approx(2) and table.loc["onnx_fix", "half_width"] < 1e-6
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("spoil", "message"),
     [
-        ("p50_ms", 1.0),
-        ("ratio", 9.0),
-        ("note", "x"),
-        ("status", "noisy"),
-        ("block_ms", [[1.0]]),
-        ("batch", 16),
-        ("fingerprint", {"cpu": "a better one"}),
-        ("measured_at", "2027-01-01T00:00:00+00:00"),
+        (lambda entry: entry | {"p50_ms": 0.5}, "line 2 was changed after it was measured"),
+        (lambda entry: results.seal(entry | {"p50_ms": 0.5}), "its own runs give 1 ms"),
+        (lambda entry: results.seal(entry | {"protocol": 9}), "has protocol 9; this course reads 1 and 2"),
+        (lambda entry: results.seal(entry | {"column": "mine"}), "'mine', a column that this course does not know"),
+        (lambda entry: results.seal(entry | {"key": entry["key"].replace("01", "99")}), "of another machine"),
+        (lambda entry: {"p50_ms": 1}, "fields are missing"),
     ],
 )
-def test_any_edited_field_is_noticed(tmp_path, field, value):
-    edited = row() | {field: value}
-    path = write(tmp_path / "a.jsonl", row(), edited)
-    with pytest.raises(results.ResultsError, match=r"a\.jsonl: line 2 was changed after it was measured"):
-        results.read(path)
+def test_a_row_that_cannot_be_trusted_is_named(tmp_path, spoil, message):
+    with pytest.raises(results.ResultsError, match=message):
+        results.read(write(tmp_path / "a.jsonl", [row(), spoil(row("pytorch_cpu"))]))
 
 
-def test_added_and_missing_fields_are_noticed(tmp_path):
-    with pytest.raises(results.ResultsError, match="line 1 was changed"):
-        results.read(write(tmp_path / "a.jsonl", row() | {"comment": "fast!"}))
-    less = {name: value for name, value in row().items() if name != "note"}
-    with pytest.raises(results.ResultsError, match="line 1 is no row of a sweep"):
-        results.read(write(tmp_path / "b.jsonl", less))
+@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ('{"key": 1', "line 1 is torn"), ("[NaN]\n", "torn")])
+def test_files_that_are_no_results(tmp_path, text, message):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(results.ResultsError, match=message):
+        results.read(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize("line", ['{"key": "x', "", "[1, 2]", "null", '{"key": NaN}', "\x00\xff"])
-def test_torn_and_foreign_lines_are_named(tmp_path, line):
-    path = write(tmp_path / "a.jsonl", row(), line, row())
-    with pytest.raises(results.ResultsError, match=r"line 2 is (torn|no row)"):
-        results.read(path)
+def test_a_shared_ratio_is_computed_from_its_blocks_whatever_the_row_says():
+    rows = [row(ratio=99.0, half_width=0.0), row("pytorch_cpu")]
+    assert results.to_table(rows).set_index("column").loc["onnx_fix", "ratio"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("protocol", [0, 99, "1", None])
-def test_unknown_protocol_is_refused(tmp_path, protocol):
-    path = write(tmp_path / "a.jsonl", row(protocol=protocol))
-    with pytest.raises(results.ResultsError, match=f"line 1 has protocol {protocol!r}"):
-        results.read(path)
+def test_too_few_sessions_give_no_interval():
+    table = results.to_table([row(blocks=((1.0,), (1.1,))), row("pytorch_cpu", blocks=((2.0,), (2.1,)))])
+    assert table["half_width"].isna().all() and table["ratio"].notna().all()
 
 
-def test_two_machines_in_one_file_are_refused(tmp_path):
-    path = write(tmp_path / "a.jsonl", row(), row(machine="bbbbbbbbbb"))
-    with pytest.raises(results.ResultsError, match=r"line 2 is of another machine \(Chip b.*than line 1 \(Chip a"):
-        results.read(path)
+def test_rows_of_one_thread_are_not_compared_with_rows_of_two():
+    slow = row("pytorch_cpu", threads=1, blocks=((8.0,),) * 5)
+    table = results.to_table([row(), row("pytorch_cpu"), slow])
+    assert table.loc[table["column"] == "onnx_fix", "ratio"].item() == pytest.approx(1)
 
 
-def test_unknown_network_is_refused(tmp_path):
-    with pytest.raises(results.ResultsError, match="line 1 is about 'vgg16'"):
-        results.read(write(tmp_path / "a.jsonl", row(network="vgg16")))
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_every_file_of_the_course_is_whole(path):
+    table = results.to_table(results.read(path))
+    finished = table[table["status"].isin(results.FINISHED)]
+    assert len(finished) and finished["p50_ms"].gt(0).all() and "noisy" not in set(table["status"])
 
 
-def test_empty_and_missing_files_say_so(tmp_path):
-    with pytest.raises(results.ResultsError, match="empty"):
-        results.read(write(tmp_path / "a.jsonl"))
-    with pytest.raises(FileNotFoundError):
-        results.read(tmp_path / "none.jsonl")
-
-
-def test_a_broken_file_names_a_few_lines_not_thousands(tmp_path):
-    path = write(tmp_path / "a.jsonl", *["rubbish"] * 1000)
-    with pytest.raises(results.ResultsError) as caught:
-        results.read(path)
-    assert "And 995 more" in str(caught.value) and len(str(caught.value)) < 1000
-
-
-def test_machines_stand_under_each_other_and_a_bad_file_stops_none(tmp_path):
-    write(tmp_path / "a.jsonl", row())
-    write(tmp_path / "b.jsonl", row(machine="bbbbbbbbbb", ratio=5.0))
-    write(tmp_path / "c.jsonl", row() | {"ratio": 99.0})
-    table, left_out = results.collect(tmp_path)
-    assert list(left_out) == ["c.jsonl"] and "line 1" in left_out["c.jsonl"]
-    here = table[table["machine"] != results.ARTICLE].set_index("machine")["ratio"]
-    assert here.to_dict() == {"Chip a, 4 cores (aaaa)": 3.0, "Chip b, 4 cores (bbbb)": 5.0}
-
-
-def test_a_second_file_of_one_machine_is_left_out(tmp_path):
-    write(tmp_path / "a.jsonl", row())
-    write(tmp_path / "copy of a.jsonl", row(p50_ms=4.0))
-    table, left_out = results.collect(tmp_path)
-    assert left_out == {"copy of a.jsonl": "copy of a.jsonl is of the same machine as a.jsonl: keep one of the two."}
-    assert (table["machine"] != results.ARTICLE).sum() == 1
-
-
-def test_the_latest_finished_row_counts(tmp_path):
-    write(tmp_path / "a.jsonl", row(p50_ms=1.0), row(p50_ms=2.0), row(status="failed", p50_ms=None))
-    table, _ = results.collect(tmp_path)
-    (p50,) = table.loc[table["machine"] != results.ARTICLE, "p50_ms"]
-    assert p50 == 2.0
-
-
-def test_the_articles_ratio_is_that_of_its_own_times(tmp_path):
-    table, _ = results.collect(tmp_path)  # an empty folder: only the article
-    rows = table[(table["network"] == "resnet18") & (table["batch"] == 16) & (table["size"] == 256)].set_index("column")
-    assert np.isclose(rows.loc["onnx_fix", "ratio"], 0.7169 / 0.7315)
-    assert rows.loc["pytorch_cpu", "ratio"] == 1
-
-
-def test_own_results_are_in_order():
+def test_protocol_1_has_ratios_and_no_intervals():
     table, left_out = results.collect()
-    assert left_out == {}
-    assert isinstance(table, pd.DataFrame) and table["machine"].nunique() >= 2
+    assert not left_out
+    old = table[table["protocol"] == 1]
+    assert (
+        len(old)
+        and old["ratio"].notna().any()
+        and old["half_width"].isna().all()
+        and set(old["sessions"].dropna()) == {1}
+    )
 
 
-def test_check_command_names_what_it_refuses(tmp_path, capsys):
-    good, bad = write(tmp_path / "good.jsonl", row()), write(tmp_path / "bad.jsonl", row() | {"note": "x"})
-    assert command.main(["check", str(good)]) == 0
-    assert "good.jsonl: 1 rows, all in order" in capsys.readouterr().out
-    assert command.main(["check", str(good), str(bad), str(tmp_path / "none.jsonl")]) == 1
-    told = capsys.readouterr().out
-    assert "REFUSED bad.jsonl: line 1" in told and "none.jsonl" in told
+def test_one_bad_file_stops_no_other(tmp_path):
+    write(tmp_path / "good.jsonl", [row()])
+    write(tmp_path / "twin.jsonl", [row()])
+    (tmp_path / "torn.jsonl").write_text("{")
+    table, left_out = results.collect(tmp_path)
+    assert len(table) == 1 and set(left_out) == {"twin.jsonl", "torn.jsonl"}
+    assert "of the same machine as good.jsonl" in left_out["twin.jsonl"]
+    assert results.collect(tmp_path / "nowhere")[0].empty
+
+
+def test_the_floor_is_the_far_end_of_one_file_against_itself():
+    steady = make_table(noise=0.0)
+    assert results.floor(steady) == pytest.approx(0, abs=1e-9)
+    shifted = make_table(lambda column, batch, size: 1.05 if column == AGAIN else 1.0)
+    assert results.floor(shifted) == pytest.approx(0.05)
+    noisy = make_table(noise=0.03)
+    assert results.floor(noisy) > 0.03
+    assert math.isnan(results.floor(steady[steady["column"] != AGAIN]))
+
+
+def test_a_torn_last_line_is_left_alone_and_a_new_one_begun(tmp_path):
+    store = results.Results(tmp_path)
+    store.add([row(), row("pytorch_cpu")])
+    store.path.write_bytes(store.path.read_bytes()[:-20])
+    again = results.Results(tmp_path)
+    assert len(again.rows) == 1
+    again.add([row("onnx_dyn")])
+    assert [entry["column"] for entry in results.Results(tmp_path).rows] == ["onnx_fix", "onnx_dyn"]
+
+
+def test_the_newest_machine_with_a_gpu_is_found():
+    gpu = results.with_gpu("mobilenet_v3_small")
+    assert gpu["machine"].nunique() == 1 and gpu["column"].str.contains("gpu").any()
+    assert results.with_gpu("no such network").empty

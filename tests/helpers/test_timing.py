@@ -235,7 +235,9 @@ def test_a_backend_that_raises_is_named(fake):
     assert caught.value.name == "bad"
 
 
-@pytest.mark.parametrize(("choices", "message"), [({"reference": "c"}, "'c'"), ({"reference": "a", "sessions": 0}, "0")])
+@pytest.mark.parametrize(
+    ("choices", "message"), [({"reference": "c"}, "'c'"), ({"reference": "a", "sessions": 0}, "0")]
+)
 def test_bad_arguments_are_named(fake, choices, message):
     with pytest.raises(ValueError, match=message):
         fake.measure({"a": fake.backend("a", 0.01)}, **choices)
