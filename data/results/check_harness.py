@@ -159,7 +159,16 @@ def other_clocks(path: Path, seconds: float) -> list[dict]:
     try:
         engines.openvino(path, x, threads=THREADS)
         command = [tool, "-m", path, "-d", "CPU", "-hint", "none", "-nstreams", "1", "-nthreads", str(THREADS)]
-        command += ["-infer_precision", "f32", "-api", "sync", "-shape", str(list(SHAPE)), "-t", str(max(round(seconds), 1))]
+        command += [
+            "-infer_precision",
+            "f32",
+            "-api",
+            "sync",
+            "-shape",
+            str(list(SHAPE)),
+            "-t",
+            str(max(round(seconds), 1)),
+        ]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         theirs = float(re.search(r"Median:\s+([\d.]+) ms", done.stdout)[1])
     except (engines.UnavailableError, OSError) as error:
