@@ -6,6 +6,7 @@ Taught in notebooks/09_hardware_limit.ipynb.
 import copy
 import math
 import time
+import timeit
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,12 +34,7 @@ Run = Callable[[], object]
 def fastest_ms(run: Run, *, runs: int = 10, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return a callable's fastest run in ms, after one that warms it up: a roof is the best that was ever seen."""
     run()
-    seconds = []
-    for _ in range(runs):
-        start = clock()
-        run()
-        seconds.append(clock() - start)
-    return min(seconds) * 1e3
+    return min(timeit.repeat(run, number=1, repeat=runs, timer=clock)) * 1e3
 
 
 def peaks(
@@ -105,8 +101,7 @@ def layer_costs(model: nn.Module, shape: tuple[int, ...], *, bytes_per_number: i
     """Count what each layer computes and moves; nothing is computed.
 
     Operations are PyTorch's own count by the definition (a multiply-add is two). Bytes are each layer's input, output
-    and weights, once each. Batch normalisation, activations and other layers without weights of their own are taken as
-    fused into the layer before and count nothing.
+    and weights, once each. Batch normalisation and layers without weights are taken as fused and count nothing.
 
     Args:
         model: the network.
@@ -129,21 +124,15 @@ def layer_costs(model: nn.Module, shape: tuple[int, ...], *, bytes_per_number: i
         on_meta(torch.empty(shape, device="meta"))
     flops = counter.get_flop_counts()
     rows = []
-    for name, moved in numbers.items():
+    for name, count in numbers.items():
         layer, flop = layers[name], sum(flops[".".join(filter(None, (type(model).__name__, name)))].values())
-        is_conv = isinstance(layer, nn.Conv2d)
-        rows.append(
-            {
-                "layer": name,
-                "kind": "depthwise" if is_conv and layer.groups > 1 else "dense",
-                "winograd": is_conv and (layer.kernel_size, layer.stride, layer.groups) == ((3, 3), (1, 1), 1),
-                "gflop": flop / 1e9,
-                "mib": moved * bytes_per_number / 2**20,
-                "weights_mib": _weights(layer) * bytes_per_number / 2**20,
-                "intensity": flop / (moved * bytes_per_number),
-            }
-        )
-    return pd.DataFrame(rows)
+        groups = getattr(layer, "groups", 1)
+        winograd = groups == 1 and (getattr(layer, "kernel_size", 0), getattr(layer, "stride", 0)) == ((3, 3), (1, 1))
+        moved, weights = count * bytes_per_number, _weights(layer) * bytes_per_number
+        kind = "depthwise" if groups > 1 else "dense"
+        rows.append((name, kind, winograd, flop / 1e9, moved / 2**20, weights / 2**20, flop / moved))
+    columns = ["layer", "kind", "winograd", "gflop", "mib", "weights_mib", "intensity"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _weights(layer: nn.Module) -> int:
@@ -191,14 +180,16 @@ def _kernels(precision: str, threads: int, limit: int | None) -> Iterator[tuple[
 
 
 def _numpy_product(n: int) -> Run:
-    a, out = np.ones((n, n), np.float32), np.empty((n, n), np.float32)
+    a = np.ones((n, n), np.float32)
+    out = np.empty_like(a)
     return lambda: np.matmul(a, a, out=out)
 
 
 def _torch_product(n: int, precision: str) -> Run:
-    a = torch.ones((n, n), dtype=torch.int8 if precision == "int8" else _float(precision))
     if precision == "int8":
+        a = torch.ones((n, n), dtype=torch.int8)
         return lambda: torch._int_mm(a, a)
+    a = torch.ones((n, n), dtype=_float(precision))
     out = torch.empty_like(a)
     return lambda: torch.mm(a, a, out=out)
 
@@ -217,21 +208,21 @@ def _float(precision: str) -> torch.dtype:
 
 
 def _ort_product(n: int, precision: str, threads: int) -> Run:
-    left, right = (np.float32, np.float32) if precision == "fp32" else (np.uint8, np.int8)
     operator = "MatMul" if precision == "fp32" else "MatMulInteger"
-    return _ort_run(operator, np.ones((n, n), left), np.ones((n, n), right), (n, n), threads)
+    return _ort_run(operator, (n, n), (n, n), (n, n), threads)
 
 
 def _ort_convolution(batch, inside, outside, kernel, size, groups, precision, threads) -> Run:
-    left, right = (np.float32, np.float32) if precision == "fp32" else (np.uint8, np.int8)
-    x, weights = np.ones((batch, inside, size, size), left), np.ones((outside, inside // groups, kernel, kernel), right)
     how = {"pads": [kernel // 2] * 4, "kernel_shape": [kernel, kernel], "group": groups}
-    operator = "Conv" if precision == "fp32" else "QLinearConv"
-    return _ort_run(operator, x, weights, (batch, outside, size, size), threads, **how)
+    shapes = (batch, inside, size, size), (outside, inside // groups, kernel, kernel), (batch, outside, size, size)
+    return _ort_run("Conv" if precision == "fp32" else "QLinearConv", *shapes, threads, **how)
 
 
-def _ort_run(operator: str, x: np.ndarray, weights: np.ndarray, out_shape: Sequence[int], threads: int, **how) -> Run:
-    """Make a model of one node and return what runs it."""
+def _ort_run(operator: str, x_shape, weights_shape, out_shape, threads: int, **how) -> Run:
+    """Make a model of one node, all ones, and return what runs it."""
+    is_float = operator in ("MatMul", "Conv")
+    x = np.ones(x_shape, np.float32 if is_float else np.uint8)
+    weights = np.ones(weights_shape, np.float32 if is_float else np.int8)
     constants, inputs = {"w": weights}, ["x", "w"]
     if operator == "QLinearConv":
         constants |= {"one": np.float32(1), "zero": np.uint8(0), "zero_w": np.int8(0)}
