@@ -77,8 +77,8 @@ def bandwidth(*, runs: int = 10, most_mib: int | None = None) -> pd.DataFrame:
 
     Args:
         runs: of each; the fastest counts.
-        most_mib: the largest working set; four times the last cache, at least 256, at most a quarter of the free memory,
-            if not given.
+        most_mib: the largest working set; four times the last cache, at least 256, at most a quarter of the free
+            memory, if not given.
     Returns:
         One row a kernel ("read" or "triad") and size: kernel, mib (all arrays together), gb_per_s (1e9 bytes).
     """
@@ -104,9 +104,9 @@ def last_level_cache_mib() -> float:
 def layer_costs(model: nn.Module, shape: tuple[int, ...], *, bytes_per_number: int = 4) -> pd.DataFrame:
     """Count what each layer computes and moves; nothing is computed.
 
-    Operations are PyTorch's own count by the definition (a multiply-add is two). Bytes are each layer's input, output and
-    weights, once each. Batch normalisation, activations and other layers without weights of their own are taken as fused
-    into the layer before and count nothing.
+    Operations are PyTorch's own count by the definition (a multiply-add is two). Bytes are each layer's input, output
+    and weights, once each. Batch normalisation, activations and other layers without weights of their own are taken as
+    fused into the layer before and count nothing.
 
     Args:
         model: the network.
@@ -191,17 +191,16 @@ def _kernels(precision: str, threads: int, limit: int | None) -> Iterator[tuple[
 
 
 def _numpy_product(n: int) -> Run:
-    a = np.ones((n, n), np.float32)
-    return lambda out=np.empty_like(a): np.matmul(a, a, out=out)
+    a, out = np.ones((n, n), np.float32), np.empty((n, n), np.float32)
+    return lambda: np.matmul(a, a, out=out)
 
 
 def _torch_product(n: int, precision: str) -> Run:
     a = torch.ones((n, n), dtype=torch.int8 if precision == "int8" else _float(precision))
-    return (
-        (lambda: torch._int_mm(a, a))
-        if precision == "int8"
-        else lambda out=torch.empty_like(a): torch.mm(a, a, out=out)
-    )
+    if precision == "int8":
+        return lambda: torch._int_mm(a, a)
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, a, out=out)
 
 
 def _torch_convolution(batch, inside, outside, kernel, size, groups, precision) -> Run:

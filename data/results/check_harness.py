@@ -1,204 +1,256 @@
-"""Check the timing harness against what is known, on a machine that does nothing else; takes about 4 minutes.
+"""Can the harness be trusted on this machine? Ten checks, some ten minutes, on a machine left alone.
 
     python data/results/check_harness.py
 
-Writes harness_checks.csv beside this file; notebook 04 shows it. OpenVINO is optional: python -m pip install openvino
+It writes data/results/harness_checks.csv, which notebook 04 shows. ``--quick`` only tries the checks.
 """
 
 import argparse
+import json
+import math
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import pandas as pd
 import torch
 
-from helpers import engines, machine, memory, models, settings, timing
-from helpers.timing import benchmark
+from helpers import engines, machine, models, results, settings, timing
 
-SHAPE = (1, 3, 224, 224)
-LARGE = (16, 3, 512, 512)  # for the memory estimate
-REPEATS = 10
-TURNS = 5  # against another timer
-HOG_TRIES = 5
+TABLE = Path(__file__).with_name("harness_checks.csv")
+NETWORK, SHAPE = "mobilenet_v3_small", (1, 3, 128, 128)
+THREADS = machine.physical_cores()
+ALONE = """
+import json, logging, sys
+logging.disable(logging.WARNING)
+import numpy as np
+from torch.utils.benchmark import Timer
+from helpers import engines, models, timing
+engine, path, shape, threads, seconds = json.loads(sys.argv[1])
+x = np.zeros(shape, np.float32)
+model, _ = models.load_model("mobilenet_v3_small", weights="stand-in")
+key = "pytorch_cpu" if engine == "PyTorch" else "onnx_fix"
+opener = lambda: engines.open_column(key, model=model, path=path, x=x, threads=threads)
+ours = timing.measure({"it": opener}, reference="it", sessions=5)["it"].p50_ms
+run = opener()
+theirs = Timer("run()", globals={"run": run}, num_threads=threads).blocked_autorange(min_run_time=seconds).median * 1e3
+print(json.dumps([ours, theirs]))
+"""
+SWEEP = """
+import logging, sys, warnings
+logging.disable(logging.WARNING); warnings.simplefilter("ignore")
+from helpers import models, results, sweep
+model, _ = models.load_model("mobilenet_v3_small", weights="stand-in")
+sweep.run("mobilenet_v3_small", model, lambda kind, shape: sys.argv[2], shapes=[(1, 3, 128, 128), (2, 3, 128, 128),
+          (4, 3, 128, 128)], columns=("onnx_fix", "pytorch_cpu"), sessions=2, floor_at=(),
+          results=results.Results(sys.argv[1]))
+"""
 
 
-def main() -> None:
-    """Run every check, print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=50, help="timed runs of each backend (default 50)")
-    runs = parser.parse_args().runs
-    threads = machine.usable_cores()
-    model, _ = models.load_model("resnet18")
-    x = np.random.default_rng(settings.SEED).standard_normal(SHAPE, dtype=np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "resnet18.onnx"
-        torch.onnx.export(
-            model, (torch.from_numpy(x),), path, input_names=["input"], external_data=False, verbose=False
+def busy(ms: float) -> Callable[[], None]:
+    """Return a run that is busy for so many ms."""
+
+    def run() -> None:
+        end = time.perf_counter() + ms / 1e3
+        while time.perf_counter() < end:
+            pass
+
+    return run
+
+
+def row(check: str, target: str, measured: str, reached: bool, why: str = "") -> dict:
+    """Return a row of the table, and say it."""
+    print(f"{'reached' if reached else 'MISSED '}  {check}: {measured}", flush=True)
+    return {
+        "check": check,
+        "target": target,
+        "measured": measured,
+        "reached": reached,
+        "if missed, what was counted": why,
+    }
+
+
+def counted(*timings: timing.Timing) -> str:
+    """Say what the system counted in some timings."""
+    foreign = [session.foreign_cores for found in timings for session in found.sessions]
+    spread = max(np.log(found.medians_ms).std(ddof=1) for found in timings)
+    cores = "not counted here" if None in foreign else f"{max(foreign):.2f}"
+    return f"other programs' cores at most {cores}; a backend's sessions scatter by {spread:.1%}"
+
+
+def known_waits(sessions: int) -> list[dict]:
+    """Recover busy-waits of known length."""
+    found = timing.measure({ms: lambda ms=ms: busy(ms) for ms in (1, 10, 100)}, reference=10, sessions=sessions)
+    off = max(abs(one.p50_ms / ms - 1) for ms, one in found.items())
+    return [row("busy for 1, 10 and 100 ms", "within 0.5 %", f"{off:.2%} off", off <= 0.005, counted(*found.values()))]
+
+
+def against_itself(openers: dict, windows: int) -> list[dict]:
+    """Measure one file as two backends; cut the sessions into windows of five, as a reader measures."""
+    found = timing.measure({"A": openers["ONNX"], "again": openers["ONNX"]}, reference="A", sessions=5 * windows)
+    inside, ends = 0, []
+    for start in range(0, 5 * windows, 5):
+        medians = [one.medians_ms[start : start + 5] for one in found.values()]
+        ratio, half = timing.ratio_interval(*medians)
+        inside += abs(math.log(ratio)) <= math.log1p(half)
+        ends.append(abs(math.log(ratio)) + math.log1p(half))
+    said = f"{inside} of {windows}; the floor is {np.expm1(np.median(ends)):.1%} in the median"
+    return [
+        row(
+            "one file against itself: 1 in the interval",
+            "9 of 10",
+            said,
+            inside >= 0.9 * windows,
+            counted(*found.values()),
         )
-        pair = {
-            "PyTorch": engines.pytorch(model, x, threads=threads).run,
-            "ONNX Runtime": engines.onnxruntime(path, x, threads=threads).run,
-        }
-        rows = [
-            *busy_wait(runs),
-            same_twice(pair, runs),
-            order_swapped(pair, runs),
-            repeated(pair, runs),
-            *against_timer(pair, threads, runs),
-            hog(pair, threads),
-            against_benchmark_app(path, x, threads, runs),
-            memory_estimate(Path(folder), threads),
-        ]
-    table = pd.DataFrame(rows, columns=["check", "target", "measured", "reached"])
-    table["date"] = datetime.now(UTC).date().isoformat()
-    table["machine"] = f"{machine.cpu_name()}, {threads} cores"
-    print(table.to_string())
-    table.to_csv(Path(__file__).with_name("harness_checks.csv"), index=False)
+    ]
 
 
-def measure(pair: dict, runs: int, *, seed: int = 0) -> dict[str, timing.Timing]:
-    """Measure with PyTorch as the reference."""
-    return timing.measure(pair, reference="PyTorch", runs=runs, patience_s=30, seed=seed)
+def coverage(openers: dict, groups: int) -> list[dict]:
+    """Replay: does a window of 5 sessions cover the ratio of the 20 that it is part of?"""
+    found = timing.measure(openers, reference="PyTorch", sessions=20 * groups)
+    over, under = (found[name].medians_ms for name in ("PyTorch", "ONNX"))
+    hits = []
+    for start in range(0, 20 * groups, 20):
+        truth, _ = timing.ratio_interval(over[start : start + 20], under[start : start + 20])
+        for first in range(start, start + 16):
+            ratio, half = timing.ratio_interval(over[first : first + 5], under[first : first + 5])
+            hits.append(abs(math.log(ratio / truth)) <= math.log1p(half))
+    share = np.mean(hits)
+    said = f"{share:.0%} of {len(hits)} windows"
+    return [row("5 sessions cover the ratio of 20", "90 %", said, bool(share >= 0.9), counted(*found.values()))]
 
 
-def busy_wait(runs: int) -> list[tuple]:
-    """Recover the length of a loop that is busy for a known time."""
-    rows = []
-    for ms in (1, 10, 100):
-
-        def wait(seconds: float = ms / 1e3) -> None:
-            end = time.perf_counter() + seconds
-            while time.perf_counter() < end:
-                pass
-
-        found = timing.measure({"wait": wait}, reference="wait", runs=runs)["wait"]
-        off = np.median(found.times_ms) / ms - 1
-        rows.append((f"busy for {ms} ms", "within 0.5 %", f"off by {off:+.2%}", abs(off) <= 0.005))
-    return rows
-
-
-def same_twice(pair: dict, runs: int) -> tuple:
-    """Measure ONNX Runtime against itself."""
-    run = pair["ONNX Runtime"]
-    ratio = timing.measure({"A": run, "B": run}, reference="A", runs=runs)["B"].ratio
-    return "same backend twice (A/A)", "ratio within 1 % of 1", f"{ratio:.4f}", abs(ratio - 1) <= 0.01
-
-
-def order_swapped(pair: dict, runs: int) -> tuple:
-    """Hand over the backends in the other order."""
-    first = measure(pair, runs)["ONNX Runtime"].ratio
-    second = measure(dict(reversed(pair.items())), runs)["ONNX Runtime"].ratio
-    moved = second / first - 1
-    return (
-        "order of backends swapped",
-        "ratio moves at most 1 %",
-        f"{first:.3f} to {second:.3f}: {moved:+.2%}",
-        abs(moved) <= 0.01,
+def order(openers: dict, sessions: int) -> list[dict]:
+    """Hand the backends over in the other order."""
+    first = timing.measure(openers, reference="PyTorch", sessions=sessions)["ONNX"]
+    swapped = dict(reversed(openers.items()))
+    second = timing.measure(swapped, reference="PyTorch", sessions=sessions, seed=1)["ONNX"]
+    off, allowed = (
+        abs(math.log(first.ratio / second.ratio)),
+        math.log1p(first.half_width) + math.log1p(second.half_width),
     )
+    said = f"×{first.ratio:.2f} ±{first.half_width:.0%} and ×{second.ratio:.2f} ±{second.half_width:.0%}"
+    return [row("order of the backends swapped", "intervals meet", said, bool(off <= allowed), counted(first, second))]
 
 
-def repeated(pair: dict, runs: int) -> tuple:
-    """Repeat the whole measurement with another seed each time."""
-    found = [measure(pair, runs, seed=seed) for seed in range(REPEATS)]
-    ratios = [timings["ONNX Runtime"].ratio for timings in found]
-    spread = max(ratios) / min(ratios)
-    drift = []
-    for name in pair:
-        medians = [np.median(timings[name].times_ms) for timings in found]
-        drift.append(f"{name} alone moved by {max(medians) / min(medians):.3f}")
-    text = f"{min(ratios):.3f} to {max(ratios):.3f}: {spread:.3f} ({', '.join(drift)})"
-    return f"ratio over {REPEATS} repeats", "max/min at most 1.03", text, spread <= 1.03
-
-
-def against_timer(pair: dict, threads: int, runs: int) -> list[tuple]:
-    """Compare with PyTorch's own timer, with the same threads; the two take turns, as the machine drifts."""
+def other_clocks(path: Path, seconds: float) -> list[dict]:
+    """Compare with PyTorch's Timer, each engine alone in a process, and with OpenVINO's benchmark_app."""
     rows = []
-    for name, run in pair.items():
-        timer = benchmark.Timer("run()", globals={"run": run}, num_threads=threads)
-        both = []
-        for _ in range(TURNS):
-            own = timing.measure({name: run}, reference=name, runs=runs)[name].times_ms
-            both.append((np.median(own), timer.blocked_autorange(min_run_time=2).median * 1e3))
-        ours, theirs = np.median(both, axis=0)
+    for engine in ("PyTorch", "ONNX Runtime"):
+        task = json.dumps([engine, str(path), SHAPE, THREADS, seconds])
+        done = subprocess.run([sys.executable, "-c", ALONE, task], cwd=ROOT, capture_output=True, text=True, check=True)
+        ours, theirs = json.loads(done.stdout.splitlines()[-1])
         off = ours / theirs - 1
-        text = f"{ours:.2f} ms against {theirs:.2f} ms: {off:+.2%}"
-        rows.append((f"{name} against torch.utils.benchmark.Timer", "within 2 %", text, abs(off) <= 0.02))
-    return rows
+        said, why = f"{off:+.1%}", "Timer runs on without a pause; we wait for idle threads and open anew"
+        rows.append(row(f"PyTorch's Timer, {engine}", "within 3 %", said, abs(off) <= 0.03, why))
+    tool = Path(sys.executable).with_name("benchmark_app")
+    x = np.zeros(SHAPE, np.float32)
+    try:
+        engines.openvino(path, x, threads=THREADS)
+        command = [tool, "-m", path, "-d", "CPU", "-hint", "none", "-nstreams", "1", "-nthreads", str(THREADS)]
+        command += [
+            "-infer_precision",
+            "f32",
+            "-api",
+            "sync",
+            "-shape",
+            str(list(SHAPE)),
+            "-t",
+            str(max(round(seconds), 1)),
+        ]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+        theirs = float(re.search(r"Median:\s+([\d.]+) ms", done.stdout)[1])
+    except (engines.UnavailableError, OSError) as error:
+        return [*rows, row("OpenVINO's benchmark_app", "within 5 %", f"not there: {error}", False, "install openvino")]
+    opener = {"it": lambda: engines.openvino(path, x, threads=THREADS)}
+    found = timing.measure(opener, reference="it")["it"]
+    off = found.p50_ms / theirs - 1
+    return [*rows, row("OpenVINO's benchmark_app", "within 5 %", f"{off:+.1%}", abs(off) <= 0.05, counted(found))]
 
 
-def hog(pair: dict, threads: int) -> tuple:
-    """Let other programs keep every core busy, and see whether the rows are flagged."""
+def hog(openers: dict, times: int) -> list[dict]:
+    """Let another program take one core: every measurement must say so."""
     flagged = 0
-    for _ in range(HOG_TRIES):
-        hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(threads)]
+    for _ in range(times):
+        program = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
             time.sleep(0.5)
-            found = timing.measure(pair, reference="PyTorch", runs=10, patience_s=0)
-            flagged += all(t.status == "noisy" and max(t.foreign_cpu) > timing.MAX_FOREIGN_CPU for t in found.values())
+            found = timing.measure({"ONNX": openers["ONNX"]}, reference="ONNX", sessions=2)["ONNX"]
         finally:
-            for process in hogs:
-                process.kill()
-                process.wait()
-    return "CPU hog on every core", "flagged every time", f"{flagged} of {HOG_TRIES}", flagged == HOG_TRIES
-
-
-def against_benchmark_app(path: Path, x: np.ndarray, threads: int, runs: int) -> tuple:
-    """Compare with OpenVINO's benchmark_app on the same file: one request at a time, the same threads, float32."""
-    check = "OpenVINO against its benchmark_app, same file"
-    try:
-        import openvino
-    except ImportError:
-        return check, "within 5 %", "openvino is not installed", None
-    settings_of_both = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings_of_both)
-    request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x))
-    both = []
-    command = [
-        Path(sys.executable).with_name("benchmark_app"),
-        "-m",
-        path,
-        "-d",
-        "CPU",
-        "-api",
-        "sync",
-        "-hint",
-        "none",
+            program.kill()
+            program.wait()
+        flagged += found.status == "disturbed"
+    return [
+        row(
+            "a hog on one core is flagged",
+            f"{times} of {times}",
+            f"{flagged} of {times}",
+            flagged == times,
+            counted(found),
+        )
     ]
-    command += ["-nthreads", str(threads), "-nstreams", "1", "-infer_precision", "f32", "-t", "3"]
-    for _ in range(TURNS):
-        own = timing.measure({"ov": request.infer}, reference="ov", runs=runs)["ov"].times_ms
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-        both.append((np.median(own), float(re.search(r"Median:\s+([\d.]+) ms", done.stdout)[1])))
-    ours, theirs = np.median(both, axis=0)
-    off = ours / theirs - 1
-    return check, "within 5 %", f"{ours:.2f} ms against {theirs:.2f} ms: {off:+.2%}", abs(off) <= 0.05
 
 
-def memory_estimate(folder: Path, threads: int) -> tuple:
-    """Compare memory estimates with measured peaks: both networks, a small and a large input."""
-    ratios = {}
-    for name in models.NETWORKS:
-        model, _ = models.load_model(name)
-        for shape in (SHAPE, LARGE):
-            path = folder / f"{name}_{shape[0]}.onnx"
-            torch.onnx.export(model, (torch.zeros(shape),), path, external_data=False, verbose=False)
-            for kind, which in {"pytorch": {"network": name}, "onnx": {"path": path}}.items():
-                peak = memory.measure_peak(shape=shape, threads=threads, **which)["peak_rss_mib"]
-                ratios[f"{name}, {kind}, batch {shape[0]}"] = memory.estimate_mib(model, shape, kind=kind) / peak
-    lowest, highest = min(ratios, key=ratios.get), max(ratios, key=ratios.get)
-    text = f"×{ratios[lowest]:.2f} ({lowest}) to ×{ratios[highest]:.2f} ({highest})"
-    least = 1 / memory.MARGIN
-    return "memory estimate over measured peak", f"at least {least:.2f}", text, ratios[lowest] >= least
+def killed(path: Path) -> list[dict]:
+    """Kill a sweep in its middle: the rows that were finished must be there, and be whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = subprocess.Popen(
+            [sys.executable, "-c", SWEEP, folder, str(path)], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        seen, deadline = 0, time.monotonic() + 120
+        while seen < 2 and time.monotonic() < deadline and program.poll() is None:
+            time.sleep(0.05)
+            files = list(Path(folder).glob("*.jsonl"))
+            seen = files[0].read_bytes().count(b"\n") if files else 0
+        program.kill()
+        program.wait()
+        kept = len(results.read(files[0])) if files else 0
+    said = f"{kept} of {seen} rows kept"
+    return [row("kill -9 in the middle of a sweep", "no finished row lost", said, bool(seen and kept >= seen))]
+
+
+def main() -> int:
+    """Run the checks, write the table, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="only try the checks; the table is printed, not kept")
+    quick = parser.parse_args().quick
+    os.environ.setdefault("COURSE_WEIGHTS", "stand-in")
+    model, _ = models.load_model(NETWORK, weights="stand-in")
+    path = settings.exports_folder("harness") / f"{NETWORK}.onnx"
+    names = {"input_names": ["input"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
+    torch.onnx.export(model, (torch.zeros(2, *SHAPE[1:]),), path, **names, external_data=False, verbose=False)
+    x = np.random.default_rng(settings.SEED).standard_normal(SHAPE, dtype=np.float32)
+    openers = {
+        "PyTorch": lambda: engines.pytorch(model, x, threads=THREADS),
+        "ONNX": lambda: engines.onnxruntime(path, x, threads=THREADS),
+    }
+    rows = known_waits(2 if quick else 5)
+    rows += against_itself(openers, 2 if quick else 40)
+    rows += coverage(openers, 1 if quick else 3)
+    rows += order(openers, 5)
+    rows += other_clocks(path, 0.5 if quick else 5)
+    rows += hog(openers, 1 if quick else 5)
+    rows += killed(path)
+    table = pd.DataFrame(rows)
+    table.loc[table["reached"], "if missed, what was counted"] = ""
+    who = f"{machine.cpu_name()}, {machine.usable_cores()} cores"
+    table = table.assign(date=datetime.now(UTC).date().isoformat(), machine=who)
+    print(table.drop(columns=["date", "machine"]).to_string())
+    if not quick:
+        table.to_csv(TABLE, index=False)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""helpers/roofline.py: counts against hand counts, floors against arithmetic, kernels against their results; no time decides."""
+"""helpers.roofline: counts against hand counts, floors against arithmetic, kernels against their results."""
 
 import itertools
 
