@@ -263,6 +263,7 @@ def measure(
         raise ValueError(f"The reference is {reference!r}; it must be one of {', '.join(openers)}.")
     if sessions < 1:
         raise ValueError(f"sessions is {sessions}; it must be 1 or more.")
+    gc.collect()  # what earlier cells left behind
     rng, began = np.random.default_rng(seed), clock()
     timings = {name: Timing(name) for name in openers}
     done, repeats = 0, REPEATS
@@ -317,7 +318,6 @@ def _session(name, opener, repeats, clock, counters, sleep, cpu_time) -> Session
 
 
 def _open_and_time(opener, clock, counters, sleep, cpu_time) -> Session:
-    gc.collect()  # the last session's memory
     idle = wait_until_idle(cpu_time=cpu_time, sleep=sleep)
     start = clock()
     run = opener()
