@@ -13,6 +13,7 @@ Read first, in this order; these eight are the base that every lesson stands on:
 
 Measuring speed and memory, from 04 on:
 
+    article      the article's own tables, and how exact they are
     engines      a network that is loaded, its input bound, in whatever engine
     timing       how long one run takes, and whether the number can be trusted
     memory       how much memory a row needs

@@ -291,7 +291,8 @@ class _Sweep:
         found = {"estimated_mib": needed}
         if column in self.peaks_of and (path is not None or memory.can_rebuild(self.network)):
             which = {"network": self.network} if path is None else {"path": path}
-            found |= memory.measure_peak(shape=shape, threads=self.threads, **which)
+            peak = memory.measure_peak(shape=shape, threads=self.threads, **which)
+            found |= {name: peak[name] for name in ("base_rss_mib", "peak_rss_mib")}
         return found
 
     def _failure(self, column: str, shape: Shape, error: BaseException) -> dict:

@@ -146,6 +146,11 @@ def test_one_file_is_measured_as_two_where_the_floor_is_asked_for(model, make_fi
     assert results.floor(table) == pytest.approx(0, abs=1e-9)
 
 
+def test_peaks_are_kept_beside_the_times(model, make_file, store, timer):
+    row = run(model, make_file, store, peaks_of=("onnx_fix",)).set_index("column").loc["onnx_fix"]
+    assert row["peak_rss_mib"] > row["base_rss_mib"] > 0 and row["p50_ms"] == timer.ms
+
+
 def test_wrong_outputs_get_no_time(model, make_file, store, timer, monkeypatch):
     other = network(seed=1)
     monkeypatch.setattr(engines, "pytorch", lambda *a, f=engines.pytorch, **k: f(other, *a[1:], **k))
