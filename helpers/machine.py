@@ -73,6 +73,18 @@ def physical_cores() -> int:
     return min(cores or psutil.cpu_count(logical=False) or usable_cores(), usable_cores())
 
 
+def core_kinds() -> str | None:
+    """Return how many fast and slow cores there are, such as "8 fast + 4 slow"; None where all are alike."""
+    if platform.system() == "Darwin":
+        names = ["hw.perflevel0.physicalcpu", "hw.perflevel1.physicalcpu"]
+        counts = subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True, check=False).stdout.split()
+    else:
+        capacities = [int(path.read_text()) for path in CPUS.glob("cpu[0-9]*/cpu_capacity")]
+        fast = capacities.count(max(capacities, default=0))
+        counts = [fast, len(capacities) - fast] if fast < len(capacities) else []
+    return f"{counts[0]} fast + {counts[1]} slow" if len(counts) == 2 else None
+
+
 def memory_limit_gib() -> float:
     """Return the memory in GiB that this process may use: the machine's, or the container's limit if that is lower."""
     limit = psutil.virtual_memory().total
@@ -94,9 +106,8 @@ def versions_line() -> str:
     """Return one line for the top of a notebook: versions, processor, cores and system."""
     packages = " · ".join(f"{name} {version(name)}" for name in PACKAGES)
     system = f"{platform.system()} {platform.machine()}"
-    hardware = (
-        f"{cpu_name()}, {usable_cores()} cores, {memory_limit_gib():.0f} GiB · {system} · GPU: {gpu_name() or 'none'}"
-    )
+    cores = f"{usable_cores()} cores" + (f" ({kinds})" if (kinds := core_kinds()) else "")
+    hardware = f"{cpu_name()}, {cores}, {memory_limit_gib():.0f} GiB · {system} · GPU: {gpu_name() or 'none'}"
     return f"Python {platform.python_version()} · {packages}\n{hardware}"
 
 
@@ -125,12 +136,15 @@ def identity() -> str:
     return hashlib.sha256(json.dumps(fingerprint(), sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _cpu_details() -> dict[str, str]:
-    """Return the processor's family, model and nominal clock where Linux names them: clouds hide them in the name."""
-    path = Path("/proc/cpuinfo")
+def _cpu_details() -> dict[str, object]:
+    """Return family, model, nominal clock and kinds of cores, each where the system tells it; clouds hide some."""
+    path, base = Path("/proc/cpuinfo"), CPUS / "cpu0" / "cpufreq" / "base_frequency"
     lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return {f"cpu_{name.split()[-1]}": facts[name] for name in ("cpu family", "model") if name in facts}
+    found = {f"cpu_{name.split()[-1]}": facts[name] for name in ("cpu family", "model") if name in facts}
+    found["nominal_mhz"] = int(base.read_text()) / 1e3 if base.exists() else None
+    found["core_kinds"] = core_kinds()
+    return {name: value for name, value in found.items() if value}
 
 
 def _gpu_driver() -> str | None:

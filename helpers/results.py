@@ -75,7 +75,7 @@ class Results:
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Read what is there."""
+        """Read what is there; torn and edited lines are passed over, so that their rows are measured again."""
         folder = settings.results_folder() if folder is None else Path(folder)
         name = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu_name()} {machine.usable_cores()} cores".lower()).strip("-")
         self.path = folder / f"{name}-{machine.identity()}.jsonl"
@@ -83,7 +83,7 @@ class Results:
         self.unwritten: list[dict] = []
         self.rows: list[dict] = []
         try:
-            self.rows = [row for _, row in _lines(self.path) if isinstance(row, dict) and "key" in row]
+            self.rows = [row for _, row in _lines(self.path) if not _what_is_wrong(row, None)]
         except FileNotFoundError:
             pass  # the first run on this machine
         except OSError as error:
@@ -265,11 +265,17 @@ def _set_ratios(table: pd.DataFrame, group: pd.DataFrame) -> None:
 
 
 def compare(over: pd.Series, under: pd.Series) -> tuple[float, float, float]:
-    """Return ``timing.log_ratio`` of the times of two rows of a table, session by session if of one sitting."""
+    """Return ``timing.log_ratio`` of the times of two rows of a table, session by session if of one sitting.
+
+    Under protocol 2 fewer than ``ENOUGH_SESSIONS`` of either give a ratio without an error: they decide nothing.
+    """
     if not isinstance(over["session_ms"], list) or not isinstance(under["session_ms"], list):
         return (math.nan,) * 3
     paired = over.get("sitting") == under.get("sitting") or over["protocol"] == under["protocol"] == 1
-    return timing.log_ratio(over["session_ms"], under["session_ms"], paired=paired)
+    centre, error, degrees = timing.log_ratio(over["session_ms"], under["session_ms"], paired=paired)
+    if any(row["protocol"] > 1 and len(row["session_ms"]) < ENOUGH_SESSIONS for row in (over, under)):
+        return centre, math.nan, math.nan
+    return centre, error, degrees
 
 
 def floor(table: pd.DataFrame) -> float:
@@ -326,10 +332,16 @@ def _what_is_wrong(row: object, first: dict | None) -> str:
         return "was changed after it was measured: its checksum does not fit"
     if row["column"] not in COLUMNS:
         return f"is about {row['column']!r}, a column that this course does not know"
-    if row.get("block_ms"):
-        found = from_blocks(row["block_ms"], batch=row["batch"])["p50_ms"]
-        if not math.isclose(found, row["p50_ms"], rel_tol=2e-3):
-            return f"says that its median is {row['p50_ms']} ms, but its own runs give {found:.6g} ms"
+    if row["status"] not in (*Status, "noisy"):
+        return f"has the status {row['status']!r}, which this course does not know"
+    if row["status"] in (*FINISHED, "noisy") or row.get("block_ms"):
+        try:
+            found = from_blocks(row["block_ms"], batch=row["batch"])
+            consistent = found["min_ms"] > 0 and math.isclose(found["p50_ms"], row["p50_ms"], rel_tol=2e-3)
+        except (KeyError, TypeError, ValueError):
+            return "holds no runs that a median could be computed from"
+        if not consistent:
+            return f"says that its median is {row['p50_ms']} ms, but its own runs give {found['p50_ms']:.6g} ms"
     if first is not None and _identity(row) != _identity(first):
         return f"is of another machine ({machine_name(row)}) than line 1 ({machine_name(first)}): one file a machine"
     return ""

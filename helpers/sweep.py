@@ -10,6 +10,7 @@ import re
 import secrets
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -210,7 +211,7 @@ class _Sweep:
 
     def measure(self, shape: Shape, todo: Sequence[str], left_s: float, progress: "_Progress") -> list[dict]:
         """Return a finished row for each column of todo."""
-        began, rows = time.monotonic(), {}
+        began, rows, expected = time.monotonic(), {}, None
         try:
             x = np.random.default_rng(settings.SEED).standard_normal(shape, dtype=np.float32)
         except MemoryError as error:
@@ -218,10 +219,12 @@ class _Sweep:
         with_reference = [REFERENCE, *(column for column in todo if column != REFERENCE)]
         for device in ("cpu", "cuda"):  # the GPU's columns in sessions of their own, not between seconds of CPU work
             group = [name for name in with_reference if COLUMNS[name].device == device and not engines.missing(name)]
-            if not set(group) & set(todo):
-                continue
-            openers, facts = self._openers(shape, x, group, rows, progress)
-            while openers:
+            wanted = bool(set(group) & set(todo))
+            if not wanted and device == "cuda":
+                break
+            # The reference is always opened: the GPU's logits are compared with it too.
+            openers, facts, expected = self._openers(shape, x, group, rows if wanted else {}, expected, progress)
+            while wanted and openers:
                 left = left_s - (time.monotonic() - began)
                 try:
                     timings = timing.measure(
@@ -243,11 +246,11 @@ class _Sweep:
             state = _gpu_state() if device == "cuda" and timings else {}
             for column, found in timings.items():
                 rows[column] = self._measured(column, shape, found, facts[column] | state | {"sitting": sitting})
-        return [rows[column] for column in todo]
+        return [row for column, row in rows.items() if column in todo or row["status"] in FINISHED]
 
-    def _openers(self, shape, x, columns, rows, progress) -> tuple[dict, dict]:
+    def _openers(self, shape, x, columns, rows, expected, progress) -> tuple[dict, dict, np.ndarray | None]:
         """Open each column once, compare its outputs with the first one's, and return what opens it anew."""
-        openers, facts, expected = {}, {}, None
+        openers, facts = {}, {}
         for column in columns:
             progress.show(f"opening {COLUMNS[column].label}")
             facts[column] = {"gflop": gflop(self.model, shape)}
@@ -255,7 +258,8 @@ class _Sweep:
             try:
                 path = self._file(column, shape)
                 facts[column] |= self._memory(column, shape, path)
-                backend = engines.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
+                with engines.quiet():
+                    backend = engines.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
                 facts[column]["provider"] = backend.provider
                 logits = backend.logits().astype(np.float64)
                 expected = logits if expected is None and np.isfinite(logits).all() else expected
@@ -271,27 +275,29 @@ class _Sweep:
                 return engines.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
 
             openers[column] = opener
-        return openers, facts
+        return openers, facts, expected
 
     def _file(self, column: str, shape: Shape) -> Path | None:
         kind = COLUMNS[column].file
-        return None if kind is None else self.make_file(kind, shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # some exporters warn of PyTorch's plans with itself
+            return None if kind is None else self.make_file(kind, shape)
 
     def _memory(self, column: str, shape: Shape, path: Path | None) -> dict[str, float]:
         """Return what is known of the column's memory; raise if it would not fit."""
         if COLUMNS[column].device != "cpu":
             return {}
         kind = "pytorch" if path is None else "onnx"
-        needed, available = memory.estimate_mib(self.model, shape, kind=kind), memory.available_mib()
-        if memory.MARGIN * needed > available:
+        needed, available = memory.estimate_mib(self.model, shape, kind=kind), max(memory.available_mib(), 0)
+        if needed > memory.SURE * available:
             raise memory.OutOfMemoryError(
-                f"it needs about {needed:.0f} MiB, perhaps ×{memory.MARGIN}, and {max(available, 0):.0f} MiB are free; "
-                "it was not run"
+                f"it needs about {needed:.0f} MiB, and {available:.0f} MiB are free; it was not run"
             )
         found = {"estimated_mib": needed}
-        if column in self.peaks_of and (path is not None or memory.can_rebuild(self.network)):
-            which = {"network": self.network} if path is None else {"path": path}
-            peak = memory.measure_peak(shape=shape, threads=self.threads, **which)
+        if column in self.peaks_of or memory.SURE * needed > available:  # an estimate may err: try it apart
+            own = {"network": self.network} if memory.can_rebuild(self.network, self.model) else {"model": self.model}
+            which = own if path is None else {"path": path}
+            peak = memory.measure_peak(shape=shape, threads=self.threads, runs=1, **which)
             found |= {name: peak[name] for name in ("base_rss_mib", "peak_rss_mib")}
         return found
 
