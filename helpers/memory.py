@@ -210,18 +210,18 @@ def _run_alone(task: dict) -> dict[str, float | None]:
         base = psutil.Process().memory_info().rss
         hints = {"INFERENCE_NUM_THREADS": task["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
         request = openvino.Core().compile_model(task["path"], "CPU", hints).create_infer_request()
-        found = _timed(lambda: request.infer([x]), task.get("runs", 2))
+        found = _timed(lambda: request.infer([x]), task["runs"])
     elif task["path"]:
         import onnxruntime as ort
 
         base = psutil.Process().memory_info().rss
         options = ort.SessionOptions()
         options.intra_op_num_threads = task["threads"]
-        for name, value in task.get("session_options", {}).items():
+        for name, value in task["session_options"].items():
             setattr(options, name, value)
         session = ort.InferenceSession(task["path"], options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
-        found = _timed(lambda: session.run(None, {name: x}), task.get("runs", 2))
+        found = _timed(lambda: session.run(None, {name: x}), task["runs"])
     else:
         import torch
         import torchvision
@@ -233,7 +233,7 @@ def _run_alone(task: dict) -> dict[str, float | None]:
         else:
             model = torchvision.models.get_model(task["network"], weights=None).eval()
         with torch.inference_mode():
-            found = _timed(lambda: model(torch.from_numpy(x)), task.get("runs", 2))
+            found = _timed(lambda: model(torch.from_numpy(x)), task["runs"])
     return {"base_rss_mib": base / 2**20, "peak_rss_mib": peak_rss_mib(), **found}
 
 

@@ -147,7 +147,8 @@ def run(
                 new = sweep.measure(shape, todo[shape], left, progress)
                 results.add(row for row in new if row["status"] not in (Status.BUDGET, Status.UNAVAILABLE))
             rows[shape] |= {row["column"]: row for row in new}
-    table = [row for found in rows.values() for row in found.values()]
+    order = dict.fromkeys((*columns, AGAIN, REFERENCE))
+    table = [found[name] for found in rows.values() for name in order if name in found]
     progress.end(table, results)
     return to_table(table)
 

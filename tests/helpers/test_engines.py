@@ -76,11 +76,23 @@ def test_a_provider_that_falls_back_is_refused(path, monkeypatch):
     fake = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     asked = []
     monkeypatch.setattr(
-        engines.ort, "InferenceSession", lambda path, options, providers: asked.append(providers) or fake
+        engines.ort, "InferenceSession", lambda path, options, providers: asked.append((options, *providers)) or fake
     )
-    with pytest.raises(engines.UnavailableError, match="took CPUExecutionProvider, not CUDA"):
-        engines.onnx_session(path, provider="cuda")
-    assert asked[0][0] == ("CUDAExecutionProvider", {"use_tf32": "0"})
+    for own, tf32 in ((None, "0"), ({"use_tf32": "1"}, "1")):
+        with pytest.raises(engines.UnavailableError, match="took CPUExecutionProvider, not CUDA"):
+            engines.onnx_session(path, provider="cuda", provider_options=own)
+        options, provider = asked.pop()
+        assert provider == ("CUDAExecutionProvider", {"use_tf32": tf32})
+        assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+
+
+def test_a_cpu_run_never_waits_for_an_accelerator(monkeypatch):
+    def waits(*_):
+        raise AssertionError("a CPU column waited for a GPU")
+
+    for place in (torch.cuda, torch.accelerator):
+        monkeypatch.setattr(place, "synchronize", waits)
+    engines.pytorch(nn.ReLU().eval(), X, threads=1).run()
 
 
 def test_unknown_columns_are_named():

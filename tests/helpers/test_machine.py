@@ -69,6 +69,72 @@ def test_usable_cores_follow_the_affinity(monkeypatch):
     assert machine.usable_cores() == 1, "a process tied to one core is told that it has more"
 
 
+@pytest.fixture
+def fake_cpus(monkeypatch, tmp_path):
+    """Return a function that says what Linux tells of each logical processor: siblings, capacities, nominal clock."""
+    monkeypatch.setattr(machine, "CPUS", tmp_path)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+
+    def tells(*, siblings=(), capacities=(), base_khz=None):
+        for number, text in enumerate(siblings):
+            (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
+            (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").write_text(text)
+        for number, value in enumerate(capacities):
+            (tmp_path / f"cpu{number}").mkdir(exist_ok=True)
+            (tmp_path / f"cpu{number}" / "cpu_capacity").write_text(str(value))
+        if base_khz:
+            (tmp_path / "cpu0" / "cpufreq").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "cpu0" / "cpufreq" / "base_frequency").write_text(f"{base_khz}\n")
+
+    return tells
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no processor affinity")
+@pytest.mark.parametrize(
+    ("siblings", "affinity", "usable", "expected"),
+    [
+        (["0,2", "1,3", "0,2", "1,3"], {0, 1, 2, 3}, 4, 2),
+        (["0,2", "1,3", "0,2", "1,3"], {0, 2}, 2, 1),
+        (["0,2", "1,3", "0,2", "1,3"], {0, 1, 2, 3}, 1, 1),
+        (["0", "1", "2", "3"], {1, 3}, 2, 2),
+        ([], {0, 1, 2, 3}, 4, 3),
+    ],
+    ids=["two threads a core", "both threads of one core", "a quota of one", "affinity", "Linux says nothing"],
+)
+def test_physical_cores_follow_siblings_affinity_and_quota(
+    monkeypatch, fake_cpus, siblings, affinity, usable, expected
+):
+    fake_cpus(siblings=siblings)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity)
+    monkeypatch.setattr(machine, "usable_cores", lambda: usable)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else 3)
+    assert machine.physical_cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("capacities", "expected"),
+    [([1024, 1024, 400, 400, 400], "2 fast + 3 slow"), ([1024, 1024], None), ([], None)],
+)
+def test_fast_and_slow_cores_are_told_apart(fake_cpus, capacities, expected):
+    fake_cpus(capacities=capacities)
+    assert machine.core_kinds() == expected
+    assert ("fast" in machine.versions_line()) == bool(expected)
+
+
+@pytest.mark.parametrize(("said", "expected"), [("8\n4\n", "8 fast + 4 slow"), ("8\n", None)])
+def test_macos_is_asked_by_its_own_command(monkeypatch, said, expected):
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
+    assert machine.core_kinds() == expected
+
+
+def test_nominal_clock_and_kinds_of_cores_are_in_the_fingerprint_where_they_are_told(fake_cpus):
+    assert not {"nominal_mhz", "core_kinds"} & set(machine._cpu_details()), "a virtual machine that hides them"
+    fake_cpus(base_khz=2_600_000, capacities=[1024, 400])
+    found = machine._cpu_details()
+    assert (found["nominal_mhz"], found["core_kinds"]) == (2600, "1 fast + 1 slow")
+
+
 def test_processor_that_names_itself(capabilities):
     capabilities["cpu_name"] = "Test CPU 3000"
     assert machine.cpu_name() == "Test CPU 3000"

@@ -1,9 +1,8 @@
 """helpers/memory.py: estimates follow the shapes, peaks are a process's own, and running out is told from failing."""
 
 import json
+import platform
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -66,11 +65,6 @@ def test_largest_layer_is_counted_as_by_hand(model, batch):
     assert found == batch * 2 * 8 * 32 * 32 * 4 / 2**20
 
 
-def test_layers_that_onnxruntime_joins_with_a_convolution_do_not_count(model):
-    """What is left as the largest is the convolution: 3 channels in, 8 out."""
-    assert memory.largest_layer_mib(model, SHAPE, kind="onnx") == (3 + 8) * 32 * 32 * 4 / 2**20
-
-
 def test_hardswish_needs_one_more_tensor_in_onnxruntime():
     one, two, three = (n * 3 * 32 * 32 * 4 / 2**20 for n in (1, 2, 3))
     found = [memory.largest_layer_mib(nn.Hardswish(), SHAPE, kind=kind) for kind in ("pytorch", "onnx")]
@@ -92,7 +86,8 @@ def test_estimate_grows_with_batch_and_size(model, kind):
 
 
 @pytest.mark.parametrize("machine", ["amd-epyc-2-cores-799ae1aeba", "intel-xeon-2-cores-c485a704c8"])
-def test_no_measured_peak_was_above_its_estimate_and_margin(machine):
+def test_measured_peaks_are_near_their_estimates(machine):
+    """Far nearer than the factor up to which a row is run or refused without trying."""
     networks = {name: torchvision.models.get_model(name, weights=None).eval() for name in models.NETWORKS}
     rows = [row for row in results.read(RESULTS / f"{machine}.jsonl") if row.get("peak_rss_mib")]
     assert len(rows) > 100, "the file should hold a full run"
@@ -100,14 +95,8 @@ def test_no_measured_peak_was_above_its_estimate_and_margin(machine):
         shape = (row["batch"], 3, row["size"], row["size"])
         kind = "pytorch" if row["column"] == "pytorch_cpu" else "onnx"
         estimate = memory.estimate_mib(networks[row["network"]], shape, kind=kind)
-        assert memory.MARGIN * estimate > row["peak_rss_mib"], f"{row['network']}, {row['column']}, {shape}"
-
-
-def test_estimate_grows_with_the_weights(model):
-    large = nn.Sequential(*model, nn.Linear(10, 100_000)).eval()
-    for kind in ("pytorch", "onnx"):
-        more = memory.estimate_mib(large, SHAPE, kind=kind) - memory.estimate_mib(model, SHAPE, kind=kind)
-        assert more > 100_000 * 11 * 4 / 2**20, f"{kind}: less than the weights themselves"
+        off = row["peak_rss_mib"] / estimate
+        assert 0.6 * memory.SURE > off > 1 / memory.SURE, f"{row['network']}, {row['column']}, {shape}"
 
 
 @pytest.mark.parametrize(
@@ -127,10 +116,6 @@ def test_available_memory_honours_the_container(monkeypatch, tmp_path, limit, us
     monkeypatch.setattr(memory, "Path", lambda path: tmp_path)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
     assert memory.available_mib() == expected_mib
-
-
-def test_available_memory_is_positive_here():
-    assert 0 < memory.available_mib() <= psutil.virtual_memory().total / 2**20
 
 
 # ---- errors that mean that memory ran out
@@ -191,30 +176,66 @@ def test_more_memory_than_any_machine_has_is_told_as_that(ask):
 # ---- peaks, for real
 
 
-def test_peak_of_a_file_lies_above_its_base(path):
-    found = memory.measure_peak(shape=SHAPE, threads=1, path=path)
-    assert set(found) == {"base_rss_mib", "peak_rss_mib", "p50_ms", "page_faults", "system_ms"}
-    assert 0 < found["base_rss_mib"] < found["peak_rss_mib"]
+COUNTED = {"base_rss_mib", "peak_rss_mib", "p50_ms", "page_faults", "system_ms"}
 
 
-def test_peak_of_a_network_lies_above_its_base():
-    found = memory.measure_peak(shape=SHAPE, threads=1, network="mobilenet_v3_small")
-    assert 0 < found["base_rss_mib"] < found["peak_rss_mib"]
+class Own(nn.Module):
+    """A network of the reader's, whose class no other process can import."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(4, 8, 3)
+
+    def forward(self, x):
+        return self.convolution(x).mean((2, 3))
 
 
-def test_process_of_a_file_does_not_import_pytorch(path):
-    code = (
-        "import json, sys\n"
-        "from helpers import memory\n"
-        "memory._run_alone(json.loads(sys.argv[1]))\n"
-        "print('torch' in sys.modules)"
+@pytest.mark.parametrize("what", ["path", "network", "model", "openvino"])
+def test_peak_and_time_are_those_of_a_process_of_its_own(path, what):
+    shape = (1, 4, 24, 40) if what == "model" else SHAPE
+    given = {"path": path, "network": "mobilenet_v3_small", "model": Own().eval()}.get(what)
+    if what == "openvino":
+        pytest.importorskip("openvino")
+        found = memory.measure_peak(shape=shape, threads=1, path=path, engine="openvino")
+    else:
+        found = memory.measure_peak(shape=shape, threads=1, **{what: given})
+    assert set(found) == COUNTED and 0 < found["base_rss_mib"] < found["peak_rss_mib"] and found["p50_ms"] > 0
+    if what == "path":
+        assert found["base_rss_mib"] < 300, "PyTorch weighs on ONNX Runtime's number"
+
+
+def test_session_options_and_environment_reach_the_process(child, path):
+    asked = child(stdout="{}")
+    memory.measure_peak(
+        shape=SHAPE, threads=1, path=path, session_options={"enable_cpu_mem_arena": False}, environment={"A_NAME": "7"}
     )
-    task = {"shape": SHAPE, "threads": 1, "network": None, "path": str(path), "engine": "onnxruntime"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(task)], cwd=memory.ROOT, capture_output=True, text=True, check=False
+    assert json.loads(asked.call_args.args[0][-1])["session_options"] == {"enable_cpu_mem_arena": False}
+    assert asked.call_args.kwargs["env"]["A_NAME"] == "7" and "PATH" in asked.call_args.kwargs["env"]
+
+
+@pytest.mark.skipif(not platform.libc_ver()[0].startswith("glibc"), reason="these variables are the GNU C library's")
+def test_malloc_that_keeps_its_memory_faults_less():
+    """Counted, not timed: what notebook 04 shows."""
+    keep = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+    usual, kept = (
+        memory.measure_peak(
+            shape=(16, 3, 256, 256), threads=1, network="mobilenet_v3_small", runs=3, environment=variables
+        )["page_faults"]
+        for variables in ({}, keep)
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "False", "PyTorch weighs on ONNX Runtime's number"
+    assert kept < usual / 5, f"{usual:.0f} page faults a run became {kept:.0f}"
+
+
+def test_where_faults_are_not_counted_they_are_none(monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    found = memory._timed(lambda: None, 3)
+    assert found["page_faults"] is None and found["system_ms"] is None and found["p50_ms"] >= 0
+
+
+def test_only_torchvisions_own_networks_are_made_by_their_name():
+    theirs = torchvision.models.mobilenet_v3_small(weights=None)
+    assert memory.can_rebuild("mobilenet_v3_small", theirs)
+    assert not memory.can_rebuild("mobilenet_v3_small", Own()) and not memory.can_rebuild("mine", theirs)
 
 
 def test_broken_file_fails_with_the_reason(tmp_path):
@@ -224,28 +245,7 @@ def test_broken_file_fails_with_the_reason(tmp_path):
     assert not memory.is_out_of_memory(caught.value), "a broken file is taken for one that is too large"
 
 
-def test_peak_of_a_process_stays_when_the_memory_is_given_back():
-    block = np.ones(2**26, np.uint8)
-    held = psutil.Process().memory_info().rss / 2**20
-    del block
-    assert memory.peak_rss_mib() >= 0.99 * held
-
-
 # ---- how the process that measures ends
-
-
-def test_task_is_handed_over_as_plain_json(child, path):
-    asked = child(stdout='{"base_rss_mib": 1.0, "peak_rss_mib": 2.0}\n')
-    memory.measure_peak(shape=np.array(SHAPE), threads=3, path=path)
-    task = json.loads(asked.call_args.args[0][-1])
-    assert (task["shape"], task["threads"], task["network"]) == (list(SHAPE), 3, None)
-    assert Path(task["path"]).name == "small.onnx"
-
-
-def test_answer_is_the_last_line(child, path):
-    child(stdout='a warning\n{"base_rss_mib": 1.0, "peak_rss_mib": 2.0}\n')
-    found = memory.measure_peak(shape=SHAPE, threads=1, path=path)
-    assert found == {"base_rss_mib": 1.0, "peak_rss_mib": 2.0}
 
 
 def test_killed_process_ran_out_of_memory(child, path):
@@ -282,8 +282,8 @@ def test_process_that_fails_otherwise_says_why(child, path, stderr, said):
 
 
 @pytest.mark.parametrize("given", [{}, {"network": "resnet18", "path": "resnet18.onnx"}], ids=["none", "both"])
-def test_network_or_file_is_needed_and_not_both(given):
-    with pytest.raises(ValueError, match=r"either the network \(PyTorch\) or the path"):
+def test_one_of_network_model_and_file_is_needed(given):
+    with pytest.raises(ValueError, match=r"Give one: the network or the model \(PyTorch\), or the path"):
         memory.measure_peak(shape=SHAPE, threads=1, **given)
 
 

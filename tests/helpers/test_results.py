@@ -54,6 +54,10 @@ def test_a_file_comes_back_as_it_was_written(tmp_path):
     [
         (lambda entry: entry | {"p50_ms": 0.5}, "line 2 was changed after it was measured"),
         (lambda entry: results.seal(entry | {"p50_ms": 0.5}), "its own runs give 1 ms"),
+        (lambda entry: results.seal(entry | {"block_ms": None}), "holds no runs"),
+        (lambda entry: results.seal(entry | {"block_ms": [["1 ms"]]}), "holds no runs"),
+        (lambda entry: results.seal(entry | {"block_ms": [[-1.0]], "p50_ms": -1.0}), "its own runs give -1 ms"),
+        (lambda entry: results.seal(entry | {"status": "great"}), "has the status 'great'"),
         (lambda entry: results.seal(entry | {"protocol": 9}), "has protocol 9; this course reads 1 and 2"),
         (lambda entry: results.seal(entry | {"column": "mine"}), "'mine', a column that this course does not know"),
         (lambda entry: results.seal(entry | {"key": entry["key"].replace("01", "99")}), "of another machine"),
@@ -77,9 +81,11 @@ def test_a_shared_ratio_is_computed_from_its_blocks_whatever_the_row_says():
     assert results.to_table(rows).set_index("column").loc["onnx_fix", "ratio"] == pytest.approx(1)
 
 
-def test_too_few_sessions_give_no_interval():
-    table = results.to_table([row(blocks=((1.0,), (1.1,))), row("pytorch_cpu", blocks=((2.0,), (2.1,)))])
-    assert table["half_width"].isna().all() and table["ratio"].notna().all()
+@pytest.mark.parametrize("sessions", [2, 3, results.ENOUGH_SESSIONS - 1])
+def test_too_few_sessions_give_no_interval(sessions):
+    few = [[1.0 + number / 100] for number in range(sessions)]
+    found = results.to_table([row(blocks=few), row("pytorch_cpu", blocks=((2.0,),) * 5)]).iloc[0]
+    assert found["ratio"] > 1.8 and math.isnan(found["half_width"])
 
 
 def test_rows_of_one_thread_are_not_compared_with_rows_of_two():
@@ -135,6 +141,15 @@ def test_a_torn_last_line_is_left_alone_and_a_new_one_begun(tmp_path):
     assert len(again.rows) == 1
     again.add([row("onnx_dyn")])
     assert [entry["column"] for entry in results.Results(tmp_path).rows] == ["onnx_fix", "onnx_dyn"]
+
+
+def test_an_edited_row_of_ones_own_is_measured_again(tmp_path):
+    store = results.Results(tmp_path)
+    store.add([row(), row("pytorch_cpu")])
+    store.path.write_text(store.path.read_text().replace('"p50_ms": 1.0', '"p50_ms": 0.5', 1))
+    again = results.Results(tmp_path)
+    assert [entry["column"] for entry in again.rows] == ["pytorch_cpu"]
+    assert again.find(row()["key"], sessions=5) is None
 
 
 def test_the_newest_machine_with_a_gpu_is_found():

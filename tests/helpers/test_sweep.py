@@ -1,12 +1,15 @@
 """helpers.sweep: no finished row is lost or measured twice, and whatever goes wrong becomes its row."""
 
 import collections
+import dataclasses
 import errno
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -198,6 +201,78 @@ def test_out_of_memory_in_a_run_is_oom(model, make_file, store, timer, monkeypat
     assert np.isnan(table.loc["onnx_fix", "ratio"]), "there is nothing to compare with"
 
 
+@pytest.mark.parametrize(
+    ("needed", "fits", "status", "tried"),
+    [(49, True, "ok", 0), (51, True, "ok", 2), (199, False, "oom", 2), (201, False, "oom", 0)],
+    ids=["sure to fit", "close and fits", "close and does not", "sure not to fit"],
+)
+def test_an_estimate_that_is_close_is_tried_apart(
+    model, make_file, store, timer, monkeypatch, needed, fits, status, tried
+):
+    found = {"base_rss_mib": 50.0, "peak_rss_mib": 90.0, "p50_ms": 77.0, "page_faults": 1.0, "system_ms": 1.0}
+    apart = Mock(return_value=found) if fits else Mock(side_effect=memory.OutOfMemoryError("killed by the system"))
+    monkeypatch.setattr(memory, "measure_peak", apart)
+    monkeypatch.setattr(memory, "estimate_mib", lambda model, shape, *, kind: float(needed))
+    monkeypatch.setattr(memory, "available_mib", lambda: 100.0)
+    table = run(model, make_file, store)
+    assert set(table["status"]) == {status} and apart.call_count == tried
+    assert table["p50_ms"].isna().all() if status == "oom" else (table["p50_ms"] == timer.ms).all()
+
+
+def test_peaks_come_from_a_process_that_is_handed_the_readers_own_network(model, make_file, store, timer, monkeypatch):
+    apart = Mock(return_value={"base_rss_mib": 50.0, "peak_rss_mib": 90.0, "p50_ms": 77.0})
+    monkeypatch.setattr(memory, "measure_peak", apart)
+    run(model, make_file, store)
+    table = run(model, make_file, store, peaks_of=COLUMNS)
+    assert table["peak_rss_mib"].tolist() == [90, 90] and (table["p50_ms"] == timer.ms).all()
+    assert {name for call in apart.call_args_list for name in call.kwargs} == {
+        "shape",
+        "threads",
+        "runs",
+        "model",
+        "path",
+    }
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["beside the CPU's columns", "alone"])
+def test_gpu_columns_have_sessions_of_their_own_and_are_compared_with_the_cpu(
+    model, make_file, store, timer, monkeypatch, known
+):
+    opened, wrong = engines.open_column, []
+
+    def on_a_fake_gpu(key, **options):
+        backend = opened({"ort_gpu": "onnx_fix"}.get(key, key), **options)
+        return dataclasses.replace(backend, logits=lambda: np.zeros((1, 10))) if wrong and key == "ort_gpu" else backend
+
+    monkeypatch.setattr(engines, "missing", lambda key: "")
+    monkeypatch.setattr(engines, "open_column", on_a_fake_gpu)
+    if known:
+        run(model, make_file, store)
+        timer.asked.clear()
+    assert set(run(model, make_file, store, columns=(*COLUMNS, "ort_gpu"))["status"]) == {"ok"}
+    assert timer.asked == ([] if known else [["pytorch_cpu", "onnx_fix"]]) + [["ort_gpu"]]
+    wrong.append(True)
+    table = run(model, make_file, store, columns=("ort_gpu",), anew=True)
+    assert table["status"].tolist() == ["disagrees"], "a GPU's wrong logits had nothing right beside them"
+
+
+def test_new_columns_bring_the_reference_of_their_sitting(model, make_file, store, timer):
+    run(model, make_file, store, columns=("pytorch_cpu",))
+    table = run(model, make_file, store)
+    assert timer.asked == [["pytorch_cpu"], ["pytorch_cpu", "onnx_fix"]]
+    assert table["column"].tolist() == list(COLUMNS) and table["sitting"].nunique() == 1
+
+
+def test_warnings_of_exporters_stay_off_stderr(model, make_file, store, timer):
+    def warns(kind, shape):
+        warnings.warn("this will change", FutureWarning, stacklevel=1)
+        return make_file(kind, shape)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="this will change")
+        assert set(run(model, warns, store)["status"]) == {"ok"}
+
+
 def test_a_budget_of_nothing_is_a_row(model, make_file, store, timer):
     run(model, make_file, store)
     table = run(model, make_file, store, shapes=SHAPES[:2], budget_s=0.0)
@@ -269,5 +344,5 @@ def test_kill_in_mid_sweep_loses_no_row_and_measures_none_twice(tmp_path, model,
     assert len(before) == finished, f"a finished row was lost: {done.stdout}{done.stderr}"
     assert run(model, make_file, store, shapes=SHAPES)["status"].tolist() == ["ok"] * 8
     after = results.Results(tmp_path).rows
-    counts = collections.Counter(row["key"] for row in after)
-    assert after[:finished] == before and len(counts) == 8 and set(counts.values()) == {1}
+    counts = collections.Counter(row["key"] for row in after if row["column"] != engines.REFERENCE)
+    assert after[:finished] == before and len(counts) == 4 and set(counts.values()) == {1}
