@@ -55,15 +55,13 @@ def peaks(
     torch.set_num_threads(threads)
     for precision in precisions:
         for library, operation, flop, make in _kernels(precision, threads, limit):
-            kind = "depthwise" if operation.startswith("depthwise") else "dense"
-            row = {"library": library, "operation": operation, "kind": kind, "precision": precision}
+            kind, gflops, note = "depthwise" if operation.startswith("depthwise") else "dense", math.nan, ""
             try:
-                row |= {"gflops": flop / fastest_ms(make(), runs=runs) / 1e6, "note": ""}
+                gflops = flop / fastest_ms(make(), runs=runs) / 1e6
             except Exception as error:  # whatever a library raises, its row says it
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                row |= {"gflops": math.nan, "note": first[:120]}
-            rows.append(row)
-    return pd.DataFrame(rows)
+                note = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            rows.append((library, operation, kind, precision, gflops, note))
+    return pd.DataFrame(rows, columns=["library", "operation", "kind", "precision", "gflops", "note"])
 
 
 def bandwidth(*, runs: int = 10, most_mib: int | None = None) -> pd.DataFrame:
@@ -72,7 +70,7 @@ def bandwidth(*, runs: int = 10, most_mib: int | None = None) -> pd.DataFrame:
     Bytes are counted as in STREAM: each array read or written once, without the reads that a write may cause.
 
     Args:
-        runs: of each; the fastest counts.
+        runs: of the largest; smaller sets get up to ten times as many. The fastest counts.
         most_mib: the largest working set; four times the last cache, at least 256, at most a quarter of the free
             memory, if not given.
     Returns:
@@ -86,7 +84,7 @@ def bandwidth(*, runs: int = 10, most_mib: int | None = None) -> pd.DataFrame:
         read, a, b, c = (torch.ones(mib * 2**18 // parts) for parts in (1, 3, 3, 3))  # float32: 4 bytes each
         kernels = {"read": lambda read=read: read.sum(), "triad": lambda a=a, b=b, c=c: torch.add(b, c, alpha=3, out=a)}
         for kernel, run in kernels.items():
-            rate = mib * 2**20 / fastest_ms(run, runs=runs) / 1e6
+            rate = mib * 2**20 / fastest_ms(run, runs=runs * min(10, max(1, most_mib // mib))) / 1e6
             rows.append({"kernel": kernel, "mib": mib, "gb_per_s": rate})
     return pd.DataFrame(rows).drop_duplicates(["kernel", "mib"])
 
@@ -164,8 +162,6 @@ def _kernels(precision: str, threads: int, limit: int | None) -> Iterator[tuple[
     """Yield library, operation, its operations, and a function that prepares it and returns what to time."""
     for n in PRODUCTS[:limit]:
         operation, flop = f"{n}³ product", 2.0 * n**3
-        if precision == "fp32":
-            yield "NumPy", operation, flop, lambda n=n: _numpy_product(n)
         yield "PyTorch", operation, flop, lambda n=n: _torch_product(n, precision)
         if precision != "bf16":
             yield "ONNX Runtime", operation, flop, lambda n=n: _ort_product(n, precision, threads)
@@ -177,12 +173,6 @@ def _kernels(precision: str, threads: int, limit: int | None) -> Iterator[tuple[
             yield "PyTorch", operation, flop, lambda shape=shape: _torch_convolution(*shape, precision)
         if precision != "bf16":
             yield "ONNX Runtime", operation, flop, lambda shape=shape: _ort_convolution(*shape, precision, threads)
-
-
-def _numpy_product(n: int) -> Run:
-    a = np.ones((n, n), np.float32)
-    out = np.empty_like(a)
-    return lambda: np.matmul(a, a, out=out)
 
 
 def _torch_product(n: int, precision: str) -> Run:
