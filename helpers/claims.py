@@ -138,10 +138,9 @@ class Evidence:
     def p_inside(self) -> float:
         """The chance of such a value if the truth lay outside the bounds: small speaks for the claim."""
         low, high = (math.log(bound) if 0 < bound < math.inf else None for bound in self.bounds)
-        sides = [self._tail(self.centre - low - self.margin)] if low is not None and high is None else []
-        sides += [self._tail(self.centre - low + self.margin)] if low is not None and high is not None else []
-        sides += [self._tail(high - self.centre + self.margin)] if high is not None else []
-        return max(sides)
+        if low is not None and high is not None:  # "differ little": a coarse machine must not make that easier
+            return max(self._tail(self.centre - low), self._tail(high - self.centre))
+        return self._tail(self.centre - low - self.margin if high is None else high - self.centre - self.margin)
 
     def __str__(self) -> str:
         half = stats.t.ppf(1 - LEVEL / 2, self.degrees) * self.error if self.error else 0.0

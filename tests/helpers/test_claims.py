@@ -142,3 +142,10 @@ def test_any_single_row_may_be_missing():
     table = make_table(noise=0.01)
     for at in table.index[table["column"].isin(["onnx_fix", "pytorch_cpu"]) & (table["batch"] == 16)]:
         assert claims.judge(table.drop(index=at)).loc["C11 speed", "rows"] == "15 of 15 hold"
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1.0, True), (1.2, False), (1 / 1.2, False)])
+def test_a_coarse_machine_does_not_make_differ_little_easier(factor, holds):
+    """A floor of 50 % is no reason to believe that two backends are within 10 % of each other."""
+    found = claims.Evidence("here", math.log(factor), 0.01, 4, claims.SAME, math.log(1.5))
+    assert (found.p_inside < claims.LEVEL) == holds
