@@ -1,11 +1,12 @@
 """What the notebooks share: each part is built by hand in the notebook that its module names, then imported from here.
 
-Read first, in this order; these eight are the base that every lesson stands on:
+Read first, in this order; these nine are the base that every lesson stands on:
 
     settings     where things are, and the choices that hold for all notebooks
     machine      versions, processor, memory, accelerator
     models       the networks and their weights
-    images       opening photos, and making them the network's input
+    photos       opening what people really have
+    images       making it the network's input
     labels       class names, English and Chinese
     plots        how pictures look
     graph        what is in an .onnx file

@@ -26,6 +26,7 @@ WARM_UP_RUNS, WARM_UP_S = 3, 0.2
 IDLE_SHARE, IDLE_STEP_S, IDLE_LIMIT_S = 0.05, 0.01, 1.0
 MAX_FOREIGN_CORES = 0.5
 REPEATS = 2  # of a disturbed session
+LEAST = 3  # sessions without which there is no interval
 CONFIDENCE = 0.95
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits on Linux
 
@@ -181,14 +182,14 @@ def log_ratio(
         paired: whether session n of one was measured beside session n of the other; else Welch's formulas.
     Returns:
         The mean of the logarithm of the ratio, its standard error, and the degrees of freedom of Student's t; error and
-        degrees are NaN with under 3 sessions of either, everything without any.
+        degrees are NaN with under ``LEAST`` sessions of either, everything without any.
     """
     over, under = np.log(over_ms), np.log(under_ms)
     n = min(len(over), len(under))
     if paired:
         over, under = over[:n], under[:n]
     centre = over.mean() - under.mean() if n else math.nan
-    if n < 3:
+    if n < LEAST:
         return float(centre), math.nan, math.nan
     if paired:
         return float(centre), float(stats.sem(over - under)), n - 1
@@ -266,7 +267,7 @@ def measure(
     gc.collect()  # what earlier cells left behind
     rng, began = np.random.default_rng(seed), clock()
     timings = {name: Timing(name) for name in openers}
-    done, repeats = 0, REPEATS
+    done, repeats = 0, REPEATS if sessions >= LEAST else 0  # what gives no interval is not worth repeating
     while True:
         for name in rng.permutation(list(openers)):
             session = _session(str(name), openers[name], repeats, clock, counters, sleep, cpu_time)

@@ -73,13 +73,16 @@ def run(path: Path, *, folder: Path | None = None) -> NotebookNode:
 def run_all(paths: list[Path]) -> dict[Path, Result]:
     """Return a result for each notebook: the copy that an earlier build kept, or else that of a run.
 
-    Notebooks that measure run alone; the others before them, side by side, where the system can tie each to processor
-    cores of its own. A notebook that fails stops none of the others.
+    Notebooks run side by side, the longest first, where the system can tie each to processor cores of its own; those
+    that measure run alone afterwards. At quick effort they take too few sessions for any conclusion, so that they run
+    side by side, too. A notebook that fails stops none of the others.
     """
     sources = {path: notebooks.source_hash(path) for path in paths}  # whatever an author changes meanwhile
     results = {path: kept for path in paths if (kept := _kept(path))}
     waiting = [path for path in paths if path not in results]
-    shared = [path for path in waiting if not notebooks.runs_alone(path)]
+    quick = settings.effort() == "quick"
+    shared = [path for path in waiting if quick or not notebooks.runs_alone(path)]
+    shared.sort(key=lambda path: notebooks.read(path).metadata.get("course", {}).get("seconds", 0), reverse=True)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     workers = min(len(cores), len(shared), MOST_AT_ONCE)
     if workers < 2:

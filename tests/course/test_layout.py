@@ -159,6 +159,12 @@ def test_arrows_point_one_way():
     TopologicalSorter(arrows).prepare()  # CycleError names the modules
 
 
+def test_a_service_needs_no_pytorch():
+    """What notebook 14 writes imports none: its workers start in a moment, and what one ships is small."""
+    code = "import sys; from helpers import labels, photos; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
 def test_the_map_names_every_module():
     """The docstring of a package is what one reads first: each module stands in it, and no other."""
     for package, there in ((helpers, {*modules(), "course"}), (helpers.course, None)):

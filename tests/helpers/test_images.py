@@ -13,6 +13,7 @@ from torchvision import transforms
 from torchvision.models import EfficientNet_B0_Weights, MobileNet_V3_Small_Weights, ResNet18_Weights
 
 from helpers import images, labels, settings
+from helpers import photos as opening
 
 # Every picture below shows four flat quarters, 48 x 32 px, all different: a turned or mirrored one is noticed, and
 # JPEG, which works in blocks of 8 x 8 px, keeps them nearly exact.
@@ -308,7 +309,7 @@ def test_samples_are_the_nine_of_the_packages(samples):
         "rocket.jpg": "missile",
     }
     for row in samples.itertuples():
-        source = images._inside_package(row.package, row.source)
+        source = opening._inside_package(row.package, row.source)
         assert Path(row.path).read_bytes() == source.read_bytes(), f"{row.file} is not a copy of {source}"
         assert row.match in {"exact", "nearest"}, f"{row.file}: match is {row.match!r}"
         assert row.match == "exact" or row.note, f"{row.file} is only near its class and no note says why"
@@ -345,7 +346,7 @@ def test_photo_that_is_there_is_not_overwritten(tmp_path, monkeypatch):
 )
 def test_missing_package_is_named_with_what_to_do(tmp_path, monkeypatch, spec, message):
     monkeypatch.setattr(settings, "IMAGES", tmp_path)
-    monkeypatch.setattr(images, "find_spec", lambda package: spec)
+    monkeypatch.setattr(opening, "find_spec", lambda package: spec)
     with pytest.raises(FileNotFoundError, match=message):
         images.sample_photos()
 

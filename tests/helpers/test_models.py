@@ -416,7 +416,7 @@ def test_real_network_gives_the_answers_that_are_known_of_it(real, samples):
         "motorcycle.png": ("moped", pytest.approx(0.582, abs=0.002)),
         "officer.jpg": ("academic gown", pytest.approx(0.257, abs=0.002)),
         "palace.jpg": ("palace", pytest.approx(0.351, abs=0.002)),
-        "rocket.jpg": ("missile", pytest.approx(0.364, abs=0.002)),
+        "rocket.jpg": ("missile", pytest.approx(0.379, abs=0.002)),  # 0.364 if its colour profile is ignored
     }
 
 

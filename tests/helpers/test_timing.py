@@ -173,6 +173,12 @@ def test_on_a_busy_machine_repeating_stops(fake):
     assert len(fake.opened) == 5 + timing.REPEATS and found.status == "disturbed"
 
 
+def test_sessions_too_few_for_an_interval_are_not_repeated(fake):
+    fake.hogs = [1.0] * 10
+    found = fake.measure({"a": fake.backend("a", 0.02)}, reference="a", sessions=timing.LEAST - 1)["a"]
+    assert len(fake.opened) == timing.LEAST - 1 and found.status == "disturbed"
+
+
 def test_less_than_half_a_core_is_no_disturbance(fake):
     fake.hogs = [0.4] * 5
     assert fake.measure({"a": fake.backend("a", 0.02)}, reference="a", sessions=5)["a"].status == "ok"
