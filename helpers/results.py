@@ -183,7 +183,7 @@ def collect(folder: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, s
 
 
 def with_gpu(network: str, *, folder: str | Path | None = None) -> pd.DataFrame:
-    """Return the rows of a machine that has measured a network on a GPU: the newest protocol's, else no rows.
+    """Return the rows of the machine, and protocol, with most GPU rows of a network; no rows where there is none.
 
     Args:
         network: its name.
@@ -194,8 +194,9 @@ def with_gpu(network: str, *, folder: str | Path | None = None) -> pd.DataFrame:
     on_gpu = table[table["column"].map(lambda name: COLUMNS[name].device == "cuda") & table["p50_ms"].notna()]
     if on_gpu.empty:
         return on_gpu
-    newest = on_gpu.sort_values(["protocol", "measured_at"]).iloc[-1]
-    return table[(table["machine"] == newest["machine"]) & (table["protocol"] == newest["protocol"])]
+    counts = on_gpu.groupby(["protocol", "machine"]).size()
+    protocol, machine = max(counts.index, key=lambda one: (counts[one], one[0]))  # the newer of two equally full ones
+    return table[(table["machine"] == machine) & (table["protocol"] == protocol)]
 
 
 def to_table(rows: Iterable[dict]) -> pd.DataFrame:

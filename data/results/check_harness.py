@@ -1,256 +1,272 @@
-"""Can the harness be trusted on this machine? Ten checks, some ten minutes, on a machine left alone.
+"""Check the timing harness against what is known, on a machine that does nothing else; takes about 8 minutes.
 
     python data/results/check_harness.py
 
-It writes data/results/harness_checks.csv, which notebook 04 shows. ``--quick`` only tries the checks.
+Writes harness_checks.csv beside this file; notebook 04 shows it. Two checks need packages that are optional: OpenVINO
+(python -m pip install openvino) and pytest.
 """
 
 import argparse
+import importlib.util
 import json
 import math
-import os
+import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils import benchmark
 
-from helpers import engines, machine, models, results, settings, timing
+from helpers import engines, machine, models, results, settings, sweep, timing
 
-TABLE = Path(__file__).with_name("harness_checks.csv")
-NETWORK, SHAPE = "mobilenet_v3_small", (1, 3, 128, 128)
-THREADS = machine.physical_cores()
-ALONE = """
-import json, logging, sys
-logging.disable(logging.WARNING)
-import numpy as np
-from torch.utils.benchmark import Timer
-from helpers import engines, models, timing
-engine, path, shape, threads, seconds = json.loads(sys.argv[1])
-x = np.zeros(shape, np.float32)
-model, _ = models.load_model("mobilenet_v3_small", weights="stand-in")
-key = "pytorch_cpu" if engine == "PyTorch" else "onnx_fix"
-opener = lambda: engines.open_column(key, model=model, path=path, x=x, threads=threads)
-ours = timing.measure({"it": opener}, reference="it", sessions=5)["it"].p50_ms
-run = opener()
-theirs = Timer("run()", globals={"run": run}, num_threads=threads).blocked_autorange(min_run_time=seconds).median * 1e3
-print(json.dumps([ours, theirs]))
-"""
-SWEEP = """
-import logging, sys, warnings
-logging.disable(logging.WARNING); warnings.simplefilter("ignore")
-from helpers import models, results, sweep
-model, _ = models.load_model("mobilenet_v3_small", weights="stand-in")
-sweep.run("mobilenet_v3_small", model, lambda kind, shape: sys.argv[2], shapes=[(1, 3, 128, 128), (2, 3, 128, 128),
-          (4, 3, 128, 128)], columns=("onnx_fix", "pytorch_cpu"), sessions=2, floor_at=(),
-          results=results.Results(sys.argv[1]))
-"""
+SHAPE = (1, 3, 128, 128)
+PYTORCH, ONNX = "PyTorch", "ONNX Runtime"
+HOG = "print('busy', flush=True)\nwhile True: pass"
+Openers = dict[str, Callable[[], engines.Backend]]
 
 
-def busy(ms: float) -> Callable[[], None]:
-    """Return a run that is busy for so many ms."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every check, print the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few repeats: shows that the checks run, proves nothing")
+    parser.add_argument("--to", type=Path, default=Path(__file__).with_name("harness_checks.csv"), help="the table")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)  # what a process of its own does, and its folder
+    chosen = parser.parse_args(arguments)
+    if chosen.child:
+        task, folder = chosen.child
+        return sweep_until_killed(folder) if task == "sweep" else beside_timer(task, Path(folder))
+    quick = chosen.quick
+    with tempfile.TemporaryDirectory() as folder:
+        pair = pair_of("resnet18", SHAPE, Path(folder))
+        rows = [
+            *busy_wait(2 if quick else 5),
+            a_a(pair[ONNX], pairs=2 if quick else 40),
+            replay(Path(folder), sessions=6 if quick else 20, sizes=(64,) if quick else (64, 128)),
+            order_swapped(pair),
+            *(against_timer(name, Path(folder)) for name in pair),
+            against_benchmark_app(Path(folder) / "resnet18.onnx", turns=1 if quick else 5),
+            hog(pair, tries=1 if quick else 5),
+            killed(tries=1 if quick else 5),
+            *([] if quick else [rows_missing()]),
+        ]
+    table = pd.DataFrame(rows, columns=["check", "target", "measured", "reached", "counters"])
+    table["date"] = datetime.now(UTC).date().isoformat()
+    table["machine"] = f"{machine.cpu_name()}, {machine.physical_cores()} cores"
+    print(table.to_string())
+    table.to_csv(chosen.to, index=False)
 
-    def run() -> None:
-        end = time.perf_counter() + ms / 1e3
-        while time.perf_counter() < end:
-            pass
 
-    return run
-
-
-def row(check: str, target: str, measured: str, reached: bool, why: str = "") -> dict:
-    """Return a row of the table, and say it."""
-    print(f"{'reached' if reached else 'MISSED '}  {check}: {measured}", flush=True)
+def pair_of(network: str, shape: Sequence[int], folder: Path) -> Openers:
+    """Export a network and return what opens it in PyTorch and in ONNX Runtime."""
+    model, _ = models.load_model(network)
+    x = np.random.default_rng(settings.SEED).standard_normal(shape, dtype=np.float32)
+    path = folder / f"{network}.onnx"
+    torch.onnx.export(model, (torch.from_numpy(x),), path, input_names=["input"], external_data=False, verbose=False)
+    threads = machine.physical_cores()
     return {
-        "check": check,
-        "target": target,
-        "measured": measured,
-        "reached": reached,
-        "if missed, what was counted": why,
+        PYTORCH: partial(engines.pytorch, model, x, threads=threads),
+        ONNX: partial(engines.onnxruntime, path.read_bytes(), x, threads=threads),
     }
 
 
-def counted(*timings: timing.Timing) -> str:
-    """Say what the system counted in some timings."""
-    foreign = [session.foreign_cores for found in timings for session in found.sessions]
-    spread = max(np.log(found.medians_ms).std(ddof=1) for found in timings)
-    cores = "not counted here" if None in foreign else f"{max(foreign):.2f}"
-    return f"other programs' cores at most {cores}; a backend's sessions scatter by {spread:.1%}"
+def counters(timings: Iterable[timing.Timing]) -> str:
+    """Say what was counted in the sessions: where a target is missed, this is where to look first."""
+    sessions = [session for found in timings for session in found.sessions]
+    foreign = max((session.foreign_cores for session in sessions if session.foreign_cores is not None), default=None)
+    throttled = sum(session.throttled or 0 for session in sessions)
+    said = [f"{sum(session.disturbed for session in sessions)} of {len(sessions)} sessions disturbed"]
+    said += [] if foreign is None else [f"other programs at most {foreign:.2f} cores"]
+    said += [f"{throttled} periods throttled"] if throttled else []
+    restless = sum(not session.idle for session in sessions)
+    return ", ".join([*said, f"{restless} began before the process was idle"] if restless else said)
 
 
-def known_waits(sessions: int) -> list[dict]:
-    """Recover busy-waits of known length."""
-    found = timing.measure({ms: lambda ms=ms: busy(ms) for ms in (1, 10, 100)}, reference=10, sessions=sessions)
-    off = max(abs(one.p50_ms / ms - 1) for ms, one in found.items())
-    return [row("busy for 1, 10 and 100 ms", "within 0.5 %", f"{off:.2%} off", off <= 0.005, counted(*found.values()))]
+def covers(ratio: float, half_width: float, truth: float) -> bool:
+    """Tell whether an interval holds a ratio."""
+    return abs(math.log(truth / ratio)) <= math.log1p(half_width)
 
 
-def against_itself(openers: dict, windows: int) -> list[dict]:
-    """Measure one file as two backends; cut the sessions into windows of five, as a reader measures."""
-    found = timing.measure({"A": openers["ONNX"], "again": openers["ONNX"]}, reference="A", sessions=5 * windows)
-    inside, ends = 0, []
-    for start in range(0, 5 * windows, 5):
-        medians = [one.medians_ms[start : start + 5] for one in found.values()]
-        ratio, half = timing.ratio_interval(*medians)
-        inside += abs(math.log(ratio)) <= math.log1p(half)
-        ends.append(abs(math.log(ratio)) + math.log1p(half))
-    said = f"{inside} of {windows}; the floor is {np.expm1(np.median(ends)):.1%} in the median"
-    return [
-        row(
-            "one file against itself: 1 in the interval",
-            "9 of 10",
-            said,
-            inside >= 0.9 * windows,
-            counted(*found.values()),
-        )
-    ]
-
-
-def coverage(openers: dict, groups: int) -> list[dict]:
-    """Replay: does a window of 5 sessions cover the ratio of the 20 that it is part of?"""
-    found = timing.measure(openers, reference="PyTorch", sessions=20 * groups)
-    over, under = (found[name].medians_ms for name in ("PyTorch", "ONNX"))
-    hits = []
-    for start in range(0, 20 * groups, 20):
-        truth, _ = timing.ratio_interval(over[start : start + 20], under[start : start + 20])
-        for first in range(start, start + 16):
-            ratio, half = timing.ratio_interval(over[first : first + 5], under[first : first + 5])
-            hits.append(abs(math.log(ratio / truth)) <= math.log1p(half))
-    share = np.mean(hits)
-    said = f"{share:.0%} of {len(hits)} windows"
-    return [row("5 sessions cover the ratio of 20", "90 %", said, bool(share >= 0.9), counted(*found.values()))]
-
-
-def order(openers: dict, sessions: int) -> list[dict]:
-    """Hand the backends over in the other order."""
-    first = timing.measure(openers, reference="PyTorch", sessions=sessions)["ONNX"]
-    swapped = dict(reversed(openers.items()))
-    second = timing.measure(swapped, reference="PyTorch", sessions=sessions, seed=1)["ONNX"]
-    off, allowed = (
-        abs(math.log(first.ratio / second.ratio)),
-        math.log1p(first.half_width) + math.log1p(second.half_width),
-    )
-    said = f"×{first.ratio:.2f} ±{first.half_width:.0%} and ×{second.ratio:.2f} ±{second.half_width:.0%}"
-    return [row("order of the backends swapped", "intervals meet", said, bool(off <= allowed), counted(first, second))]
-
-
-def other_clocks(path: Path, seconds: float) -> list[dict]:
-    """Compare with PyTorch's Timer, each engine alone in a process, and with OpenVINO's benchmark_app."""
+def busy_wait(sessions: int) -> list[tuple]:
+    """Recover the length of a loop that is busy for a known time."""
     rows = []
-    for engine in ("PyTorch", "ONNX Runtime"):
-        task = json.dumps([engine, str(path), SHAPE, THREADS, seconds])
-        done = subprocess.run([sys.executable, "-c", ALONE, task], cwd=ROOT, capture_output=True, text=True, check=True)
-        ours, theirs = json.loads(done.stdout.splitlines()[-1])
-        off = ours / theirs - 1
-        said, why = f"{off:+.1%}", "Timer runs on without a pause; we wait for idle threads and open anew"
-        rows.append(row(f"PyTorch's Timer, {engine}", "within 3 %", said, abs(off) <= 0.03, why))
-    tool = Path(sys.executable).with_name("benchmark_app")
-    x = np.zeros(SHAPE, np.float32)
-    try:
-        engines.openvino(path, x, threads=THREADS)
-        command = [tool, "-m", path, "-d", "CPU", "-hint", "none", "-nstreams", "1", "-nthreads", str(THREADS)]
-        command += [
-            "-infer_precision",
-            "f32",
-            "-api",
-            "sync",
-            "-shape",
-            str(list(SHAPE)),
-            "-t",
-            str(max(round(seconds), 1)),
-        ]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-        theirs = float(re.search(r"Median:\s+([\d.]+) ms", done.stdout)[1])
-    except (engines.UnavailableError, OSError) as error:
-        return [*rows, row("OpenVINO's benchmark_app", "within 5 %", f"not there: {error}", False, "install openvino")]
-    opener = {"it": lambda: engines.openvino(path, x, threads=THREADS)}
-    found = timing.measure(opener, reference="it")["it"]
-    off = found.p50_ms / theirs - 1
-    return [*rows, row("OpenVINO's benchmark_app", "within 5 %", f"{off:+.1%}", abs(off) <= 0.05, counted(found))]
+    for ms in (1, 10, 100):
+
+        def wait(seconds: float = ms / 1e3) -> None:
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                pass
+
+        found = timing.measure({"wait": lambda wait=wait: wait}, reference="wait", sessions=sessions)
+        off = found["wait"].p50_ms / ms - 1
+        said = counters(found.values())
+        rows.append((f"busy for {ms} ms", "within 0.5 %", f"off by {off:+.2%}", abs(off) <= 0.005, said))
+    return rows
 
 
-def hog(openers: dict, times: int) -> list[dict]:
-    """Let another program take one core: every measurement must say so."""
-    flagged = 0
-    for _ in range(times):
-        program = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+def a_a(opener: Callable[[], engines.Backend], *, pairs: int) -> tuple:
+    """Measure ONNX Runtime against itself, every session opened anew: 1 should be in 95 % of the intervals."""
+    found = [timing.measure({"A": opener, "B": opener}, reference="A", seed=seed) for seed in range(pairs)]
+    held = sum(covers(timings["B"].ratio, timings["B"].half_width, 1) for timings in found)
+    widths = [timings["B"].half_width for timings in found]
+    farthest = max((timings["B"].ratio for timings in found), key=lambda ratio: abs(math.log(ratio)))
+    text = f"{held} of {pairs}; half-widths {min(widths):.1%} to {max(widths):.1%}, farthest ratio ×{farthest:.3f}"
+    said = counters(one for timings in found for one in timings.values())
+    return f"A/A across sessions, {pairs} pairs", "1 inside in 90 %", text, held >= 0.9 * pairs, said
+
+
+def replay(folder: Path, *, sessions: int, sizes: Sequence[int]) -> tuple:
+    """See how often five sessions in a row give an interval that holds the ratio of all of them."""
+    held, measured = [], []
+    for network in models.NETWORKS:
+        for size in sizes:
+            pair = pair_of(network, (1, 3, size, size), Path(tempfile.mkdtemp(dir=folder)))
+            found = timing.measure(pair, reference=PYTORCH, sessions=sessions)
+            measured += found.values()
+            held += windows(found[PYTORCH].medians_ms, found[ONNX].medians_ms)
+    share, said = float(np.mean(held)), counters(measured)
+    text = f"{sum(held)} of {len(held)} windows of {timing.SESSIONS} sessions: {share:.0%}"
+    return f"coverage by replay, {sessions} sessions a row", "at least 90 %", text, share >= 0.9, said
+
+
+def windows(over_ms: Sequence[float], under_ms: Sequence[float], *, size: int = timing.SESSIONS) -> list[bool]:
+    """Return for each window of sessions whether its interval holds the ratio of all sessions."""
+    whole, _ = timing.ratio_interval(over_ms, under_ms)
+    parts = [slice(at, at + size) for at in range(len(over_ms) - size + 1)]
+    return [covers(*timing.ratio_interval(over_ms[part], under_ms[part]), whole) for part in parts]
+
+
+def order_swapped(pair: Openers) -> tuple:
+    """Hand over the backends in the other order, with another seed."""
+    first = timing.measure(pair, reference=PYTORCH)
+    second = timing.measure(dict(reversed(pair.items())), reference=PYTORCH, seed=1)
+    one, two = first[ONNX], second[ONNX]
+    moved, within = math.log(two.ratio / one.ratio), math.hypot(math.log1p(one.half_width), math.log1p(two.half_width))
+    text = f"{one.ratio:.3f} to {two.ratio:.3f}: {math.expm1(moved):+.1%}, the interval is ±{math.expm1(within):.1%}"
+    said = counters([*first.values(), *second.values()])
+    return "order of backends swapped", "inside the interval", text, abs(moved) <= within, said
+
+
+def beside_timer(name: str, folder: Path) -> None:
+    """Measure one engine, alone in this process, with the harness and with PyTorch's own timer in turn; print both."""
+    opener, both, said = pair_of("resnet18", SHAPE, folder)[name], [], []
+    for _ in range(timing.SESSIONS):
+        found = timing.measure({name: opener}, reference=name, sessions=1)[name]
+        said.append(found)
+        backend = opener()
+        timing.wait_until_idle()
+        timer = benchmark.Timer("backend()", globals={"backend": backend}, num_threads=machine.physical_cores())
+        both.append((found.p50_ms, timer.blocked_autorange(min_run_time=1).median * 1e3))
+        del backend
+    print(json.dumps({"both": both, "counters": counters(said)}))
+
+
+def against_timer(name: str, folder: Path) -> tuple:
+    """Compare with PyTorch's own timer, with the same threads."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    found = json.loads(_child(name, folder).stdout.splitlines()[-1])
+    return compared(f"{name} against torch.utils.benchmark.Timer", found["both"], 0.03, found["counters"])
+
+
+def against_benchmark_app(path: Path, *, turns: int) -> tuple:
+    """Compare with OpenVINO's benchmark_app on the same file: one request at a time, the same threads, float32."""
+    check, tool = "OpenVINO against its benchmark_app, same file", Path(sys.executable).with_name("benchmark_app")
+    if importlib.util.find_spec("openvino") is None or not tool.exists():
+        return check, "within 5 %", "openvino is not installed", None, ""
+    threads, both, said = machine.physical_cores(), [], []
+    x = np.random.default_rng(settings.SEED).standard_normal(SHAPE, dtype=np.float32)
+    command = [str(tool), "-m", str(path), "-d", "CPU", "-api", "sync", "-hint", "none", "-nthreads", str(threads)]
+    command += ["-nstreams", "1", "-infer_precision", "f32", "-t", "2"]
+    for _ in range(turns):
+        opener = partial(engines.openvino, path, x, threads=threads)
+        found = timing.measure({"ov": opener}, reference="ov", sessions=1)["ov"]
+        timing.wait_until_idle()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        both.append((found.p50_ms, float(re.search(r"Median:\s+([\d.]+) ms", done.stdout)[1])))
+        said.append(found)
+    return compared(check, both, 0.05, counters(said))
+
+
+def compared(check: str, both: Sequence[tuple[float, float]], limit: float, said: str) -> tuple:
+    """Set the harness's medians beside another tool's."""
+    ours, theirs = np.median(both, axis=0)
+    off, (_, half) = ours / theirs - 1, timing.ratio_interval(*np.transpose(both))
+    text = f"{ours:.2f} ms against {theirs:.2f} ms: {off:+.1%}" + ("" if math.isnan(half) else f" (± {half:.1%})")
+    return check, f"within {limit:.0%}", text, bool(abs(off) <= limit), said
+
+
+def hog(pair: Openers, *, tries: int) -> tuple:
+    """Let another program keep one core busy, and see whether every row is flagged."""
+    flagged, measured = 0, []
+    for _ in range(tries):
+        program = subprocess.Popen([sys.executable, "-c", HOG], stdout=subprocess.PIPE)
         try:
-            time.sleep(0.5)
-            found = timing.measure({"ONNX": openers["ONNX"]}, reference="ONNX", sessions=2)["ONNX"]
+            program.stdout.readline()
+            found = timing.measure(pair, reference=PYTORCH, sessions=2)
         finally:
             program.kill()
-            program.wait()
-        flagged += found.status == "disturbed"
-    return [
-        row(
-            "a hog on one core is flagged",
-            f"{times} of {times}",
-            f"{flagged} of {times}",
-            flagged == times,
-            counted(found),
-        )
-    ]
+            program.communicate()
+        measured += found.values()
+        flagged += all(one.status == "disturbed" for one in found.values())
+    cores = f"one core of {machine.usable_cores()} busy"
+    return cores, "flagged every time", f"{flagged} of {tries}", flagged == tries, counters(measured)
 
 
-def killed(path: Path) -> list[dict]:
-    """Kill a sweep in its middle: the rows that were finished must be there, and be whole."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = subprocess.Popen(
-            [sys.executable, "-c", SWEEP, folder, str(path)], cwd=ROOT, stdout=subprocess.DEVNULL
-        )
-        seen, deadline = 0, time.monotonic() + 120
-        while seen < 2 and time.monotonic() < deadline and program.poll() is None:
-            time.sleep(0.05)
-            files = list(Path(folder).glob("*.jsonl"))
-            seen = files[0].read_bytes().count(b"\n") if files else 0
-        program.kill()
-        program.wait()
-        kept = len(results.read(files[0])) if files else 0
-    said = f"{kept} of {seen} rows kept"
-    return [row("kill -9 in the middle of a sweep", "no finished row lost", said, bool(seen and kept >= seen))]
+def sweep_until_killed(folder: str) -> None:
+    """Sweep many shapes of a tiny network; ``killed`` ends this process in the middle."""
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10)
+    model = torch.nn.Sequential(*layers).eval()
+    shapes = [(batch, 3, 32, 32) for batch in range(1, 100)]
+    kept = results.Results(folder)
+    sweep.run("tiny", model, None, shapes=shapes, columns=("pytorch_cpu",), sessions=1, floor_at=(), results=kept)
 
 
-def main() -> int:
-    """Run the checks, write the table, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="only try the checks; the table is printed, not kept")
-    quick = parser.parse_args().quick
-    os.environ.setdefault("COURSE_WEIGHTS", "stand-in")
-    model, _ = models.load_model(NETWORK, weights="stand-in")
-    path = settings.exports_folder("harness") / f"{NETWORK}.onnx"
-    names = {"input_names": ["input"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
-    torch.onnx.export(model, (torch.zeros(2, *SHAPE[1:]),), path, **names, external_data=False, verbose=False)
-    x = np.random.default_rng(settings.SEED).standard_normal(SHAPE, dtype=np.float32)
-    openers = {
-        "PyTorch": lambda: engines.pytorch(model, x, threads=THREADS),
-        "ONNX": lambda: engines.onnxruntime(path, x, threads=THREADS),
-    }
-    rows = known_waits(2 if quick else 5)
-    rows += against_itself(openers, 2 if quick else 40)
-    rows += coverage(openers, 1 if quick else 3)
-    rows += order(openers, 5)
-    rows += other_clocks(path, 0.5 if quick else 5)
-    rows += hog(openers, 1 if quick else 5)
-    rows += killed(path)
-    table = pd.DataFrame(rows)
-    table.loc[table["reached"], "if missed, what was counted"] = ""
-    who = f"{machine.cpu_name()}, {machine.usable_cores()} cores"
-    table = table.assign(date=datetime.now(UTC).date().isoformat(), machine=who)
-    print(table.drop(columns=["date", "machine"]).to_string())
-    if not quick:
-        table.to_csv(TABLE, index=False)
-    return 0
+def killed(*, tries: int) -> tuple:
+    """Kill a sweep at a random moment: every shape that it has finished must be in its file."""
+    lost = found = 0
+    for seed in range(tries):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--child", "sweep", folder]
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            for line in child.stdout:
+                if f"shape {3 + seed} of" in line:
+                    break
+            time.sleep(random.Random(seed).uniform(0, 0.5))
+            child.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+            told = child.communicate()[0] + line
+            finished = max(int(number) for number in re.findall(r"shape (\d+) of", told)) - 1
+            rows = len(results.Results(folder).rows)
+            lost, found = lost + max(finished - rows, 0), found + rows
+    check = f"kill -9 in the middle of a sweep, {tries} times"
+    return check, "no finished row lost", f"{found} rows kept, {lost} lost", lost == 0, ""
+
+
+def rows_missing() -> tuple:
+    """Run the tests that run notebooks 04, 05 and 12 on tables with any row missing."""
+    check, target = "04, 05 and 12 with any row missing", "they run to the end"
+    if importlib.util.find_spec("pytest") is None:
+        return check, target, "pytest is not installed", None, ""
+    command = [sys.executable, "-m", "pytest", "-q", "tests/helpers/test_missing_rows.py"]
+    done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False)
+    text = re.sub(r" in [\d.]+s.*", "", done.stdout.strip().splitlines()[-1]) + " (tests)"
+    return check, target, text, done.returncode == 0, ""
+
+
+def _child(task: str, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, __file__, "--child", task, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

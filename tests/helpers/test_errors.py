@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, version_converter
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from helpers import chromium, errors
 
@@ -123,6 +124,32 @@ def frozen(folder):
     opened.run(None, {opened.get_inputs()[0].name: x})
 
 
+def two_types(folder, read):
+    both = '<ir_version: 10, opset_import: ["": 18]> g (float[1] x, double[1] w) => (float[1] y) { y = Add(x, w) }'
+    onnx.save(onnx.parser.parse_model(both), folder / "a.onnx")
+    read(folder / "a.onnx")
+
+
+class Fourier(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft(x).abs()
+
+
+class Bessel(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+def vision_transformer():
+    return VisionTransformer(32, 16, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8, num_classes=5)
+
+
+def old_transformer(folder):
+    free = {"input_names": ["input"], "dynamic_axes": {"input": {2: "height", 3: "width"}}}
+    export(vision_transformer(), dynamo=False, **free)(folder)
+    run(folder / "a.onnx", np.zeros((2, 3, 48, 48), np.float32))
+
+
 def simplify(folder):
     onnxsim.simplify(onnx.load(node_file(folder / "a.onnx", shape=("n", 3, "h", "w"))), check_n=1)
 
@@ -167,6 +194,17 @@ MESSAGES = {
     "if": (export(If()), "python-if"),
     "frozen": (export(Flat(2), dynamic_shapes=({0: "batch"},)), "frozen-batch"),
     "frozen at 1": (frozen, "frozen-reshape"),
+    "dynamic_shapes of two": (export(Flat(), dynamic_shapes=({0: "batch"}, {})), "dims-differ"),
+    "dynamic_shapes by name": (export(Flat(), dynamic_shapes={"y": {0: "batch"}}), "dims-differ"),
+    "two types": (lambda f: two_types(f, session), "mixed-types"),
+    "two types, checker": (
+        lambda f: two_types(f, lambda p: onnx.checker.check_model(p, True)),
+        "mixed-types",
+    ),
+    "aten": (export(Fourier(), dynamo=False), "no-translation"),
+    "Bessel": (export(Bessel()), "no-translation"),
+    "ViT": (export(vision_transformer(), dynamic_shapes=({2: "height", 3: "width"},)), "frozen-batch"),
+    "ViT, old exporter": (old_transformer, "frozen-table"),
     "onnxsim": (simplify, "onnxsim-dynamic"),
     "module.": (prefixed, "module-prefix"),
     "other network": (lambda f: Flat().load_state_dict(nn.ReLU().state_dict()), "other-network"),

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from speed_tables import make_table
 
@@ -152,7 +153,16 @@ def test_an_edited_row_of_ones_own_is_measured_again(tmp_path):
     assert again.find(row()["key"], sessions=5) is None
 
 
-def test_the_newest_machine_with_a_gpu_is_found():
+@pytest.mark.parametrize(("newer", "expected"), [(1, 1), (2, 2), (3, 2)], ids=["fewer", "as many", "more"])
+def test_the_fullest_rows_of_a_gpu_are_taken_and_of_equal_ones_the_newer(monkeypatch, newer, expected):
+    of = {"network": "resnet18", "machine": "A", "column": "pytorch_gpu", "p50_ms": 1.0}
+    table = pd.DataFrame([of | {"protocol": 1}] * 2 + [of | {"protocol": 2}] * newer)
+    table = pd.concat([table, table.assign(column="onnx_fix", protocol=2)])  # rows of the CPU do not count
+    monkeypatch.setattr(results, "collect", lambda folder: (table, {}))
+    assert set(results.with_gpu("resnet18")["protocol"]) == {expected}
+
+
+def test_a_machine_with_a_gpu_is_found():
     gpu = results.with_gpu("mobilenet_v3_small")
     assert gpu["machine"].nunique() == 1 and gpu["column"].str.contains("gpu").any()
     assert results.with_gpu("no such network").empty

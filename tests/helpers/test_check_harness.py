@@ -1,0 +1,31 @@
+"""data/results/check_harness.py: its checks can fail. It measures for minutes; here its conclusions are tested."""
+
+import runpy
+
+import numpy as np
+import pytest
+
+from helpers import settings, timing
+
+CHECKS = runpy.run_path(str(settings.DATA / "results" / "check_harness.py"), run_name="checks")
+
+
+def test_an_interval_covers_what_lies_inside_only():
+    assert CHECKS["covers"](1.0, 0.05, 1.04) and CHECKS["covers"](1.0, 0.05, 1 / 1.04)
+    assert not CHECKS["covers"](1.0, 0.05, 1.06) and not CHECKS["covers"](1.0, float("nan"), 1.0)
+
+
+def test_replay_counts_windows_and_sees_a_drift():
+    rng = np.random.default_rng(0)
+    steady = np.exp(rng.normal(0, 0.05, (2, 2000)))
+    held = CHECKS["windows"](*steady)
+    assert len(held) == 2000 - timing.SESSIONS + 1 and 0.92 < np.mean(held) < 0.98
+    drifting = np.exp(np.linspace(0, 1, 2000))
+    assert np.mean(CHECKS["windows"](steady[0] * drifting, steady[1])) < 0.5
+
+
+@pytest.mark.parametrize(("theirs", "reached"), [(1.02, True), (1.05, False), (0.96, False)])
+def test_another_tools_clock_may_be_off_by_the_limit_only(theirs, reached):
+    pairs = [(10.0, 10.0 * theirs)] * 5
+    *_, said, found, counted = CHECKS["compared"]("ours against theirs", pairs, 0.03, "counted")
+    assert found is reached and counted == "counted" and f"{1 / theirs - 1:+.1%}" in said
