@@ -217,8 +217,8 @@ def to_table(rows: Iterable[dict]) -> pd.DataFrame:
     shapes = ["network", "model_sha256", "batch", "height", "width", "threads", "protocol"]
     if len(table) and "model_sha256" in table:
         shapes = shapes if (table["protocol"] > 1).all() else [name for name in shapes if name != "model_sha256"]
-        for _, group in table.groupby(shapes, dropna=False):
-            _set_ratios(table, group)
+        ratios = {at: found for _, group in table.groupby(shapes, dropna=False) for at, found in _ratios(group).items()}
+        table.loc[list(ratios), ["ratio", "half_width"]] = np.array(list(ratios.values())).reshape(-1, 2)
     return table
 
 
@@ -252,17 +252,19 @@ def from_blocks(blocks: Sequence[Sequence[float]], *, batch: int) -> dict[str, f
     }
 
 
-def _set_ratios(table: pd.DataFrame, group: pd.DataFrame) -> None:
-    measured = group[group["session_ms"].notna()]
+def _ratios(group: pd.DataFrame) -> dict[int, tuple[float, float]]:
+    """Return the ratio and half-width of each row that was measured, against the reference of its shape."""
+    measured, found = group[group["session_ms"].notna()], {}
     reference = measured[measured["column"] == REFERENCE]
     if reference.empty:
-        return
+        return found
     theirs = reference.iloc[-1]
     for at, row in measured.iterrows():
         centre, error, degrees = compare(theirs, row)
         one_session = min(row["protocol"], theirs["protocol"]) == 1  # its rounds say nothing of other sessions
         half = math.nan if one_session else float(np.expm1(stats.t.ppf((1 + timing.CONFIDENCE) / 2, degrees) * error))
-        table.loc[at, ["ratio", "half_width"]] = math.exp(centre), half
+        found[at] = math.exp(centre), half
+    return found
 
 
 def compare(over: pd.Series, under: pd.Series) -> tuple[float, float, float]:
