@@ -5,6 +5,7 @@ Taught in notebooks/04_speed_resnet18.ipynb; opened by hand in notebooks/11_one_
 
 import contextlib
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -262,6 +263,7 @@ def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = 
     Raises:
         UnavailableError: if OpenVINO is not installed.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # else it tells its makers of every import
     try:
         import openvino as ov
     except ImportError:

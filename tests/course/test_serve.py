@@ -320,3 +320,32 @@ def test_the_load_arrives_at_random_moments_and_counts_what_is_lost(kit, tmp_pat
     assert runs[0]["due_s"].tolist() == runs[1]["due_s"].tolist()
     assert 5 < len(runs[0]) < 60  # 25 are expected
     assert kit.percentiles(runs[0])["p99"] == np.inf
+
+
+def ends(kit, *options, **environment):
+    """Run the service until it ends by itself; return its exit code and what it said on stderr."""
+    command = [sys.executable, kit.FOLDER / "service.py", *map(str, options)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_wrong_file_ends_the_service_with_the_reason(kit, tmp_path):
+    (tmp_path / "wrong.onnx").write_bytes(b"no model")
+    code, said = ends(kit, tmp_path / "wrong.onnx", "--port", 0)
+    assert code == 3 and "is damaged or not one of ours" in said
+
+
+def test_a_worker_that_cannot_start_ends_the_service(kit, tmp_path):
+    """It is not started again and again."""
+    (tmp_path / "uvicorn.py").write_text("raise ImportError('a broken installation')")
+    path = os.pathsep.join([str(tmp_path), str(settings.ROOT)])
+    code, said = ends(kit, kit.FILES["fp32"], "--port", 0, PYTHONPATH=path)
+    assert code == 1 and "a broken installation" in said and "ended before it could serve" in said
+
+
+def test_a_port_that_is_taken_is_said(kit):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, said = ends(kit, kit.FILES["fp32"], "--port", taken.getsockname()[1])
+    assert code == 1 and "choose another with --port" in said and "Traceback" not in said

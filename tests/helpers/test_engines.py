@@ -1,5 +1,6 @@
 """helpers.engines: what runs is what was asked for, read back, and what is missing says so."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import engines
+from helpers import engines, settings
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)
 TEXT = """<ir_version: 10, opset_import: ["": 18]>
@@ -120,3 +121,15 @@ def test_quiet_puts_the_severity_back_also_after_an_error(monkeypatch):
     with pytest.raises(RuntimeError), engines.quiet():
         raise RuntimeError
     assert said == [4, 2]
+
+
+def test_openvino_is_used_without_its_telemetry(path):
+    """Its package tells Google Analytics of every import, unless its own stub takes that part's place."""
+    pytest.importorskip("openvino")
+    code = """import sys, numpy
+from helpers import engines
+engines.openvino(sys.argv[1], numpy.ones((1, 3, 4, 4), numpy.float32), threads=1)()
+print([name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module])"""
+    command = [sys.executable, "-c", code, path]
+    done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
