@@ -187,7 +187,9 @@ def against_pixels(
         _line(ax, column, pixels.iloc[order], rows.iloc[order], value)
     ax.set(xscale="log", yscale="symlog" if value == "page_faults" else "log", xlabel="pixels in the batch")
     ax.set_ylabel(names[value])
-    if value != "page_faults":
+    if value == "page_faults":
+        ax.set_ylim(bottom=0)  # a count; symlog alone shows as much below zero
+    else:
         plain_numbers(ax.yaxis)
     return _legend(ax)
 
