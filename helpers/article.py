@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import settings
+from helpers.timing import Status
 
 NAME = "the article's PC"
 COLUMNS = {  # its GPU numbers include the copies to the GPU and back
@@ -34,7 +35,7 @@ def rows(network: str) -> pd.DataFrame:
     reference = long[long["column"] == "pytorch_cpu"].set_index(["batch", "height"])["p50_ms"]
     long["ratio"] = reference.reindex(pd.MultiIndex.from_frame(long[["batch", "height"]])).to_numpy() / long["p50_ms"]
     empty = {"half_width": math.nan, "peak_rss_mib": math.nan, "session_ms": None, "note": "", "machine": NAME}
-    return long.assign(width=long["height"], network=network, status="ok", protocol=0, **empty)
+    return long.assign(width=long["height"], network=network, status=Status.OK, protocol=0, **empty)
 
 
 def noise(network: str) -> float:

@@ -18,7 +18,7 @@ from helpers.engines import COLUMNS
 HOLDS, FAILS, UNDECIDED, NO_DATA = "holds", "fails", "undecided", "no data"
 LEVEL = 0.05
 ASSUMED_FLOOR = 0.10  # where a machine measured no floor: two sessions of one file have differed by as much
-MEMORY_ERROR = 0.025  # standard error of a peak: those of one process differ by a few MiB from start to start
+MEMORY_ERROR = 0.025  # standard error of a peak, as a share; repeated peaks in data/results lie closer (a test)
 
 LITTLE = 1.10  # "differ little", "can hardly be told apart": by less than this factor
 SAME, FASTER, CLEARLY = (1 / LITTLE, LITTLE), (1.0, math.inf), (1.5, math.inf)

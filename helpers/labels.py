@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from helpers import settings
 
@@ -64,8 +65,7 @@ def top_k(
         raise ValueError(f"k is {k}; it must be from 1 to {len(names)}.")
     if not np.isfinite(logits).all():
         raise ValueError("The logits hold NaN or infinity: check the input's type and scale, and the weights.")
-    exponentials = np.exp(logits.ravel() - logits.max())
-    probability = exponentials / exponentials.sum()
+    probability = softmax(logits.ravel())
     order = np.argsort(-logits.ravel(), kind="stable")[:k]
     table = pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability[order]})
     return table.rename_axis(columns=title)

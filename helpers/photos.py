@@ -53,6 +53,10 @@ class PhotoError(ValueError):
     """A file that cannot be used as a photo; the message names it and says why."""
 
 
+class TooManyPixelsError(PhotoError):
+    """A picture that claims more than ``MAX_PIXELS``."""
+
+
 def sample_photos(*, more: bool = False) -> pd.DataFrame:
     """Copy the nine sample photos out of the installed packages, where they are not yet in ``data/images``.
 
@@ -109,8 +113,8 @@ def open_photo(path: str | Path) -> Image.Image:
         A PIL picture of mode RGB.
     Raises:
         PhotoError: one sentence that names the file, if it is missing, no regular file, empty, no picture, cut off,
-            wholly transparent, in a format that needs another program, more than ``MAX_PIXELS`` pixels, or longer than
-            ``MAX_ASPECT`` times its width.
+            wholly transparent, in a format that needs another program, or longer than ``MAX_ASPECT`` times its width.
+        TooManyPixelsError: the same, if it has more than ``MAX_PIXELS`` pixels.
     """
     path = Path(path)
     name = printable(path.name)
@@ -142,7 +146,8 @@ def open_photo(path: str | Path) -> Image.Image:
     except UnidentifiedImageError:
         raise PhotoError(f"{name} is not a picture that Pillow can read: save it as JPEG or 8-bit PNG.") from None
     except Image.DecompressionBombError:
-        raise PhotoError(f"{name} claims more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller.") from None
+        sentence = f"{name} claims more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller."
+        raise TooManyPixelsError(sentence) from None
     except Exception as error:  # the file system's errors; and on odd data, decoders raise what they like
         raise PhotoError(_why(name, path, error)) from error
 
@@ -199,7 +204,7 @@ def _refuse_bombs(name: str, picture: Image.Image) -> None:
     """Judge by the header, before a single pixel is decoded."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise PhotoError(
+        raise TooManyPixelsError(
             f"{name} claims {width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} million: make it smaller."
         )
     if max(width, height) > MAX_ASPECT * min(width, height):

@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from scipy import stats
 
 from helpers import machine, settings, timing
 from helpers.engines import AGAIN, COLUMNS, REFERENCE
+from helpers.timing import Status
 
 PROTOCOL = 2
 ENOUGH_SESSIONS = timing.SESSIONS  # fewer, and a shared row gives no verdict
@@ -30,22 +30,10 @@ NEEDED = ("key", "measured_at", "network", "column", "batch", "status", "note", 
 NUMBERS = (
     "p50_ms", "p10_ms", "p90_ms", "min_ms", "images_per_s", "ratio", "half_width", "sessions", "runs", "load_ms",
     "first_run_ms", "device_ms", "gflop", "max_rel_error", "page_faults", "system_ms", "foreign_cores", "throttled",
-    "estimated_mib", "base_rss_mib", "peak_rss_mib", "peak_device_mib", "threads",
+    "estimated_mib", "base_rss_mib", "peak_rss_mib", "threads",
 )  # fmt: skip
 
 Shape = tuple[int, int, int, int]
-
-
-class Status(StrEnum):
-    """What became of a row."""
-
-    OK = "ok"
-    DISTURBED = "disturbed"  # measured, but other programs or a quota took part of the machine
-    OOM = "oom"  # the memory does not suffice
-    BUDGET = "budget"  # it would have taken too long at this effort
-    UNAVAILABLE = "unavailable"  # no such device, provider or package here
-    DISAGREES = "disagrees"  # its outputs are wrong, so it gets no time
-    FAILED = "failed"  # its engine raised
 
 
 FINISHED = (Status.OK, Status.DISTURBED)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, parser
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -218,13 +218,12 @@ def _ort_run(operator: str, x_shape, weights_shape, out_shape, threads: int, **h
         constants |= {"one": np.float32(1), "zero": np.uint8(0), "zero_w": np.int8(0)}
         inputs = ["x", "one", "zero", "w", "one", "zero_w", "one", "zero"]
     out = np.int32 if operator == "MatMulInteger" else x.dtype
-    x_type, y_type = (helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for kind in (x.dtype, out))
-    graph = helper.make_graph(
-        [helper.make_node(operator, inputs, ["y"], **how)],
-        operator,
-        [helper.make_tensor_value_info("x", x_type, x.shape)],
-        [helper.make_tensor_value_info("y", y_type, out_shape)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    x_type, y_type = (np.dtype(kind).name.replace("float32", "float") for kind in (x.dtype, out))
+    model = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 20]> one ({x_type}{list(x.shape)} x) => ({y_type}{list(out_shape)} y) '
+        f"{{ y = {operator} ({', '.join(inputs)}) }}"
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model.graph.node[0].attribute.extend(helper.make_attribute(name, value) for name, value in how.items())
+    values = (numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items())
+    model.graph.initializer.extend(values)
     return engines.onnxruntime(model.SerializeToString(), x, threads=threads).run

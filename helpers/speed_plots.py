@@ -34,7 +34,7 @@ RATIO_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)
 
 def present(table: pd.DataFrame) -> list[str]:
     """Return the columns of the speed tables that somebody could have here: those not unavailable at every shape."""
-    there = set(table.loc[table["status"] != results.Status.UNAVAILABLE, "column"])
+    there = set(table.loc[table["status"] != timing.Status.UNAVAILABLE, "column"])
     return [key for key in STYLES if key in there]
 
 
@@ -64,11 +64,12 @@ def _cell(row: object, floor: float) -> str:
     if math.isnan(row.p50_ms):
         return str(row.status)
     time = f"{row.p50_ms:.3g}" if row.p50_ms < 1000 else f"{row.p50_ms:.0f}"
-    mark = " (disturbed)" if row.status == results.Status.DISTURBED else ""
+    mark = " (disturbed)" if row.status == timing.Status.DISTURBED else ""
     if row.column == REFERENCE or math.isnan(row.ratio):
         return time + mark
     verdict = timing.verdict(row.ratio, row.half_width, floor=floor)
-    width = "" if verdict == "no interval" else f" ±{max(row.half_width, floor):.0%}"
+    few = f" ({row.sessions:.0f} session{'s' * (row.sessions > 1)}: no interval)"
+    width = few if verdict == "no interval" else f" ±{max(row.half_width, floor):.0%}"
     return f"{time} · {'≈' if verdict == 'undecided' else ''}×{row.ratio:.2f}{width}{mark}"
 
 

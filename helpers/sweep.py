@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import engines, machine, memory, settings, timing
 from helpers.engines import AGAIN, COLUMNS, REFERENCE
-from helpers.results import FINISHED, PROTOCOL, Results, Shape, Status, from_blocks, key, to_table
+from helpers.results import FINISHED, PROTOCOL, Results, Shape, from_blocks, key, to_table
+from helpers.timing import Status
 
 SIZES = (32, 64, 128, 256, 512, 640, 768, 1024)  # the article's heights and widths, px
 BATCHES = (1, 16)
@@ -311,7 +312,7 @@ class _Sweep:
         return self.row(column, shape, Status.FAILED, reason)
 
     def _measured(self, column: str, shape: Shape, found: timing.Timing, facts: dict) -> dict:
-        if found.status == "budget":
+        if found.status == Status.BUDGET:
             return self.row(column, shape, Status.BUDGET, found.note, **facts)
         blocks = [[_four_digits(value) for value in session.block_ms] for session in found.sessions]
         values = from_blocks(blocks, batch=shape[0])
@@ -323,7 +324,7 @@ class _Sweep:
         values["restless_sessions"] = sum(not session.idle for session in found.sessions)
         disturbed = [[_four_digits(v) for v in block] for session in found.sessions for block in session.disturbed_ms]
         raw = {"block_ms": blocks, "disturbed_ms": disturbed}
-        return self.row(column, shape, Status(found.status), found.note, **facts, **values, **raw)
+        return self.row(column, shape, found.status, found.note, **facts, **values, **raw)
 
 
 def first_cause(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import time
 import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,18 @@ CONFIDENCE = 0.95
 CGROUP = Path("/sys/fs/cgroup")  # a container's limits on Linux
 
 Run = Callable[[], object]
+
+
+class Status(StrEnum):
+    """What became of a measurement."""
+
+    OK = "ok"
+    DISTURBED = "disturbed"  # measured, but other programs or a quota took part of the machine
+    OOM = "oom"  # the memory does not suffice
+    BUDGET = "budget"  # it would have taken too long at this effort
+    UNAVAILABLE = "unavailable"  # no such device, provider or package here
+    DISAGREES = "disagrees"  # its outputs are wrong, so it gets no time
+    FAILED = "failed"  # its engine raised
 
 
 class BackendError(RuntimeError):
@@ -76,6 +89,19 @@ class Counters:
             "system_ms": (self.system_s - then.system_s) * 1e3,
             "throttled": self.throttled - then.throttled if has_quota else None,
         }
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What times, counters and pauses come from; a test puts its own in their place."""
+
+    clock: Callable[[], float] = timeit.default_timer  # seconds
+    counters: Callable[[], Counters] = Counters.read
+    sleep: Callable[[float], None] = time.sleep  # seconds
+    cpu_time: Callable[[], float] = time.process_time  # this process's processor seconds
+
+
+REAL = Instruments()
 
 
 def _usage() -> tuple[int | None, float]:
@@ -127,7 +153,7 @@ class Timing:
     sessions: list[Session] = field(default_factory=list)
     ratio: float = math.nan  # the reference's time over this one's: above 1, this one is faster
     half_width: float = math.nan  # of its 95 % interval, as a share of the ratio: ratio / (1 + h) to ratio · (1 + h)
-    status: str = "ok"  # or "disturbed", or "budget" (then the sessions are too few)
+    status: Status = Status.OK  # or DISTURBED, or BUDGET (then the sessions are too few)
     note: str = ""
 
     @property
@@ -208,18 +234,16 @@ def ratio_interval(
     return float(np.exp(centre)), float(np.expm1(half))
 
 
-def wait_until_idle(
-    *, cpu_time: Callable[[], float] = time.process_time, sleep: Callable[[float], None] = time.sleep
-) -> bool:
-    """Wait until this process rests: engines' threads spin on for some 40 ms after a run, then stop by themselves.
+def wait_until_idle(tools: Instruments = REAL) -> bool:
+    """Wait until this process rests: engines' threads spin on for a while after a run, then stop by themselves.
 
     Returns:
         Whether it came to rest within ``IDLE_LIMIT_S``.
     """
     for _ in range(round(IDLE_LIMIT_S / IDLE_STEP_S)):
-        before = cpu_time()
-        sleep(IDLE_STEP_S)
-        if cpu_time() - before < IDLE_SHARE * IDLE_STEP_S:
+        before = tools.cpu_time()
+        tools.sleep(IDLE_STEP_S)
+        if tools.cpu_time() - before < IDLE_SHARE * IDLE_STEP_S:
             return True
     return False
 
@@ -233,10 +257,7 @@ def measure(
     precision: float = 0.02,
     budget_s: float = math.inf,
     seed: int = 0,
-    clock: Callable[[], float] = timeit.default_timer,
-    counters: Callable[[], Counters] = Counters.read,
-    sleep: Callable[[float], None] = time.sleep,
-    cpu_time: Callable[[], float] = time.process_time,
+    tools: Instruments = REAL,
     progress: Callable[[dict[str, Timing]], None] | None = None,
 ) -> dict[str, Timing]:
     """Measure backends against each other: each opened anew in every session, one at a time, in a random order.
@@ -249,10 +270,7 @@ def measure(
         precision: the half-width that is good enough, as a share.
         budget_s: when to give up; where the sessions are not done by then, the status is "budget".
         seed: of the order.
-        clock: returns seconds.
-        counters: reads the system's counters.
-        sleep: waits, in seconds.
-        cpu_time: returns this process's processor seconds.
+        tools: clock, counters and pauses.
         progress: called after each session with the timings so far.
     Returns:
         A timing for each backend, in the order given.
@@ -265,18 +283,18 @@ def measure(
     if sessions < 1:
         raise ValueError(f"sessions is {sessions}; it must be 1 or more.")
     gc.collect()  # what earlier cells left behind
-    rng, began = np.random.default_rng(seed), clock()
+    rng, began = np.random.default_rng(seed), tools.clock()
     timings = {name: Timing(name) for name in openers}
     done, repeats = 0, REPEATS if sessions >= LEAST else 0  # what gives no interval is not worth repeating
     while True:
         for name in rng.permutation(list(openers)):
-            session = _session(str(name), openers[name], repeats, clock, counters, sleep, cpu_time)
+            session = _session(str(name), openers[name], repeats, tools)
             timings[name].sessions.append(session)
             if session.disturbed:
                 repeats = 0  # repeating did not help: this machine is busy, and the rows will say so
-            if done + 1 < sessions and clock() - began > budget_s:
+            if done + 1 < sessions and tools.clock() - began > budget_s:
                 for timing in timings.values():
-                    timing.status, timing.note = "budget", f"time was up after {done} of {sessions} sessions"
+                    timing.status, timing.note = Status.BUDGET, f"time was up after {done} of {sessions} sessions"
                 return timings
         done += 1
         for timing in timings.values():
@@ -284,7 +302,7 @@ def measure(
         if progress:
             progress(timings)
         rough = any(timing.half_width > precision for timing in timings.values())
-        if done >= sessions and not (rough and done < 2 * sessions and clock() - began < patience_s):
+        if done >= sessions and not (rough and done < 2 * sessions and tools.clock() - began < patience_s):
             break
     for timing in timings.values():
         _judge(timing)
@@ -292,40 +310,40 @@ def measure(
 
 
 def _judge(timing: Timing) -> None:
-    """Set the status: "disturbed" if something else ran in a session in spite of the repeats."""
+    """Set the status: DISTURBED if something else ran in a session in spite of the repeats."""
     loud = [session for session in timing.sessions if session.disturbed]
     if not loud:
         return
-    timing.status = "disturbed"
+    timing.status = Status.DISTURBED
     most = max(session.foreign_cores or 0 for session in loud)
     periods = sum(session.throttled or 0 for session in loud)
     what = f"a quota stopped it in {periods} periods" if periods else f"other programs took up to {most:.1f} cores"
     timing.note = f"{what}, in {len(loud)} of {len(timing.sessions)} sessions"
 
 
-def _session(name, opener, repeats, clock, counters, sleep, cpu_time) -> Session:
+def _session(name: str, opener: Callable[[], Run], repeats: int, tools: Instruments) -> Session:
     """Measure one session; one in which something else ran is thrown away and made again, some times."""
     disturbed: list[np.ndarray] = []
     while True:
         try:
-            session = _open_and_time(opener, clock, counters, sleep, cpu_time)
+            session = _open_and_time(opener, tools)
         except Exception as error:
             raise BackendError(name, error) from error
         if not session.disturbed or len(disturbed) >= repeats:
             session.disturbed_ms = disturbed
             return session
         disturbed.append(session.block_ms)
-        sleep(0.5)  # for what disturbed to end
+        tools.sleep(0.5)  # for what disturbed to end
 
 
-def _open_and_time(opener, clock, counters, sleep, cpu_time) -> Session:
-    idle = wait_until_idle(cpu_time=cpu_time, sleep=sleep)
+def _open_and_time(opener: Callable[[], Run], tools: Instruments) -> Session:
+    clock, idle = tools.clock, wait_until_idle(tools)
     start = clock()
     run = opener()
     opened = clock()
     run()
     first_s = clock() - opened
-    before = counters()
+    before = tools.counters()
     warm, seconds = clock(), []
     while len(seconds) < WARM_UP_RUNS - 1 or clock() - warm < WARM_UP_S:
         began = clock()
@@ -338,12 +356,12 @@ def _open_and_time(opener, clock, counters, sleep, cpu_time) -> Session:
     gc.disable()
     try:
         run()  # settles caches, clock rate and threads, untimed
-        at_block = counters()
+        at_block = tools.counters()
         for i in range(len(block)):
             began = clock()
             run()
             block[i] = clock() - began
-        after = counters()
+        after = tools.counters()
     finally:
         if collects:
             gc.enable()

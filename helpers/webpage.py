@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from torchvision.transforms._presets import ImageClassification
 
-from helpers import chromium, images, labels, settings
+from helpers import chromium, labels, settings
 
 VERSION = "1.30.0"  # of onnxruntime-web; the hashes below are those of its files
 INSTALL = f"npm install --prefix data/exports/web onnxruntime-web@{VERSION}"  # from the course's root
@@ -53,8 +54,7 @@ def write_page(
     model: str | Path,
     *,
     title: str,
-    size: int,
-    resize: int,
+    transform: ImageClassification,
     from_cdn: bool = False,
 ) -> Path:
     """Write a folder that any web server can serve: a page that classifies the photos dropped on it.
@@ -63,10 +63,10 @@ def write_page(
 
     Args:
         folder: where to write; made if it is not there.
-        model: the .onnx file, weights inside: one input (1, 3, size, size) and logits as its first output.
+        model: the .onnx file, weights inside: one input (1, 3, size, size), logits as its first output.
         title: the page's heading.
-        size: height and width of the centre crop, in pixels.
-        resize: length of the shorter side before the crop, in pixels.
+        transform: what the weights were published with (``weights.preprocessing``); the page resizes, crops and
+            normalises by its numbers.
         from_cdn: take ONNX Runtime Web from a public network when the page is opened, not from the npm package.
     Returns:
         The page, index.html.
@@ -88,13 +88,12 @@ def write_page(
                     )
                 (folder / name).write_bytes(content)
     shutil.copyfile(model, folder / "model.onnx")
-    normalise = images.preprocessing(size, resize=resize)
     config = {
         "title": title,
-        "size": size,
-        "resize": resize,
-        "mean": list(normalise.mean),
-        "std": list(normalise.std),
+        "size": transform.crop_size[0],
+        "resize": transform.resize_size[0],
+        "mean": list(transform.mean),
+        "std": list(transform.std),
         "runtime": CDN if from_cdn else "./",
         "files": FILES,
         "names": {language: labels.class_names(language) for language in settings.LANGUAGES},

@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 
 from helpers import settings
 from helpers.course import notebooks
-from helpers.course.run import KERNELS_LOG, WORK, RunError, quiet_kernels, run, run_all
+from helpers.course.run import KERNELS_LOG, WORK, run_all
 
 SITE = WORK / "html"
 
@@ -95,29 +95,23 @@ def render(books: Mapping[str, NotebookNode], out: Path, *, builder: str = "html
 
 
 def store(only: list[str]) -> int:
-    """Run notebooks in place, keep outputs, run time and source hash, refresh generated lines; return the exit code.
+    """Keep outputs in the notebooks, those of an up-to-date build or of a run now; return the exit code.
 
-    If a cell fails, the file stays as it was.
+    Run time, cores and source hash go with them, and generated lines are refreshed. Where a cell fails, the file stays
+    as it was.
     """
-    from helpers import machine
-
-    failed = False
+    os.environ["COURSE_EFFORT"] = settings.effort()  # as a build sets it: executed copies are tied to it
     KERNELS_LOG.unlink(missing_ok=True)
-    for path in notebooks.choose(only):
-        print(f"{path.name} …", end=" ", flush=True)
-        sources, started = notebooks.source_hash(path), time.perf_counter()
-        try:
-            with quiet_kernels():
-                book = run(path)
-        except RunError as error:
-            failed = True
-            print(f"FAILED {error.args[0]}; the file is as before", flush=True)
+    sources = {path: notebooks.source_hash(path) for path in notebooks.choose(only)}  # before any author's next change
+    results = run_all(list(sources))
+    for path, result in results.items():
+        if result.problem:
+            print(f"{path.name} is as before")
             continue
-        seconds = time.perf_counter() - started
-        run_facts = {"effort": settings.effort(), "seconds": round(seconds, 1), "cores": machine.usable_cores()}
-        book.metadata["course"] = {**book.metadata.get("course", {}), "source_hash": sources, **run_facts}
-        notebooks.write(path, book)
-        print(f"{seconds:.0f} s", flush=True)
+        facts = {"effort": settings.effort(), "seconds": round(result.seconds, 1), "cores": result.cores}
+        result.book.metadata.pop("executed", None)
+        result.book.metadata["course"] = result.book.metadata.get("course", {}) | facts | {"source_hash": sources[path]}
+        notebooks.write(path, result.book)
     for name in notebooks.refresh_generated():
         print(f"generated lines refreshed: {name}")
-    return 1 if failed else 0
+    return 1 if any(result.problem for result in results.values()) else 0

@@ -104,6 +104,7 @@ def source_hash(path: Path) -> str:
     used = helpers_used(path)
     parts = [ast.unparse(tree) for tree in [*code(path), *(used[file] for file in sorted(used))]]
     files = [page for file in used if (page := file.with_suffix(".html")).exists()]
+    files += [table for table in settings.DATA.glob("results/*.csv") if any(table.name in part for part in parts)]
     files += [*settings.DATA.glob("*.csv"), *settings.DATA.glob("article/*.csv")]
     parts += [file.read_text(encoding="utf-8") for file in sorted(files)]  # with \n as line ends
     parts += sorted(weights.name for weights in settings.WEIGHTS.glob("*-standin-*.pth"))  # a name holds its hash
@@ -139,8 +140,9 @@ def minutes(path: Path) -> str:
     if "seconds" not in course:
         return "not measured yet"
     seconds = course["seconds"]
-    amount = "under a minute" if seconds < 55 else f"about {max(1, round(seconds / 60))} min"
-    return f"{amount} ({seconds:.0f} s measured on {course['cores']} cores, {course['effort']} effort)"
+    amount = "under a minute" if seconds < 55 else f"about {round(seconds / 60)} min"
+    cores = f"{course['cores']} core" + "s" * (course["cores"] > 1)
+    return f"{amount} ({seconds:.0f} s measured on {cores}, {course['effort']} effort)"
 
 
 def refresh_generated() -> list[str]:
@@ -171,8 +173,10 @@ def refresh_generated() -> list[str]:
 
 def readme_table() -> str:
     """Return the README's table of notebooks, in Markdown."""
-    rows = ["| notebook | the question it answers |", "| --- | --- |"]
-    rows += [f"| [{title(path)}](notebooks/{path.name}) | {question(path)} |" for path in notebooks()]
+    rows = ["| notebook | the question it answers | runs for |", "| --- | --- | --- |"]
+    for path in notebooks():
+        amount = minutes(path).partition(" (")[0]
+        rows.append(f"| [{title(path)}](notebooks/{path.name}) | {question(path)} | {amount} |")
     return "\n".join(rows) + "\n"
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from queue import SimpleQueue
 
+import joblib
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -31,10 +32,11 @@ class RunError(RuntimeError):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one notebook: its executed copy, the seconds it ran, and if it stopped, where and why."""
+    """What came of one notebook: its executed copy, how long it ran on how many cores, and if it stopped, why."""
 
     book: NotebookNode
     seconds: float
+    cores: int
     problem: str = ""
     kept: bool = False  # from an earlier build
 
@@ -94,7 +96,7 @@ def run_all(paths: list[Path]) -> dict[Path, Result]:
             book, problem = run(path), ""
         except RunError as error:
             problem, book = error.args
-        return path, Result(book, time.perf_counter() - started, problem)
+        return path, Result(book, time.perf_counter() - started, joblib.cpu_count(), problem)
 
     def note(path: Path, result: Result) -> None:
         results[path] = result
@@ -127,7 +129,8 @@ def _copy(path: Path) -> Path:
 
 def _keep(path: Path, result: Result, sources: str) -> None:
     if not result.problem:
-        result.book.metadata["executed"] = {"key": key(path, sources), "seconds": result.seconds}
+        facts = {"seconds": result.seconds, "cores": result.cores}
+        result.book.metadata["executed"] = {"key": key(path, sources), **facts}
         notebooks.write(_copy(path), result.book)
 
 
@@ -143,7 +146,7 @@ def _kept(path: Path) -> Result | None:
         if cell.cell_type == "code":
             old = next(ran)
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
-    return Result(book, executed["seconds"], kept=True)
+    return Result(book, executed["seconds"], executed.get("cores", joblib.cpu_count()), kept=True)
 
 
 def key(path: Path, sources: str) -> str:

@@ -1,6 +1,8 @@
 """One run of the whole course at quick effort, which all tests share; a small course of our own; a browser."""
 
+import os
 import shutil
+import sys
 
 import nbformat
 import pytest
@@ -12,7 +14,10 @@ from helpers.course import notebooks
 
 @pytest.fixture(scope="session")
 def course(tmp_path_factory):
-    """Build the whole course once, in a folder with spaces and Chinese; wrong answers are tried after each lesson."""
+    """Build the whole course once, in a folder with spaces and Chinese; wrong answers are tried after each lesson.
+
+    A reader's odd files lie in ``data/images``: no lesson may stop at them.
+    """
     root = copy_course(tmp_path_factory.mktemp("built") / "my course 课程")
     for path in (root / "notebooks").glob("*.ipynb"):
         book = notebooks.read(path)
@@ -29,6 +34,11 @@ def course(tmp_path_factory):
             copy = root / file.relative_to(settings.ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+    readers = root / "data" / "images"
+    readers.mkdir(exist_ok=True)
+    (readers / "IMG_0001.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))  # a HEIC by another name
+    if os.name == "posix" and sys.platform != "darwin":  # where file names are bytes
+        (readers / os.fsdecode("空白.png".encode("gbk"))).write_bytes(b"no picture")
     return Built(root, build(root))
 
 

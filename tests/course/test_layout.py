@@ -172,3 +172,15 @@ def test_the_map_names_every_module():
         listed = re.findall(r"^    (\w+) +\S", package.__doc__, re.MULTILINE)
         there = there or {path.stem for path in folder.glob("[a-z]*.py")}
         assert sorted(listed) == sorted(there), f"the map in {package.__name__} is not the folder"
+
+
+def test_each_term_of_the_glossary_is_used_where_it_says_that_it_is_explained():
+    text = (settings.NOTEBOOKS / "glossary.md").read_text("utf-8")
+    entries = dict(re.findall(r"(?m)^([^\s`#{].*?) · .*\n((?:  .*\n)+)", text))
+    assert {"spinning", "QDQ", "NCHWc", "logit", "margin"} <= entries.keys() and len(entries) > 30
+    for term, body in entries.items():
+        named = re.findall(r"\]\((\w+\.ipynb)\)", body)
+        assert named, f"{term}: no notebook is named"
+        for name in named:
+            prose = "\n".join(cell.source for cell in notebooks.read(settings.NOTEBOOKS / name).cells)
+            assert re.search(re.escape(term).replace("\\ ", "[ -]"), prose, re.IGNORECASE), f"{term} is not in {name}"

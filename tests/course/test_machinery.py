@@ -119,7 +119,9 @@ def test_generated_lines_link_forward_and_back_and_are_stable(here):
     first, last = (notebooks.read(path).cells[-1].source for path in notebooks.notebooks())
     assert "00 →" not in first and "[01 →](01_second.ipynb)" in first and "(index.md)" in first
     assert "[← 00](00_counts.ipynb)" in last and "→" not in last.split("contents")[1]
-    assert "[00 · Small](notebooks/00_counts.ipynb) | Small?" in (here / "README.md").read_text("utf-8")
+    assert "[00 · Small](notebooks/00_counts.ipynb) | Small? | not measured yet |" in (here / "README.md").read_text(
+        "utf-8"
+    )
     teaching = (settings.NOTEBOOKS / "teaching.md").read_text("utf-8")
     assert "**[00 · Small](00_counts.ipynb)**, not measured yet\n\n- do this;\n- and that.\n" in teaching
     assert notebooks.refresh_generated() == [], "a second refresh changed something"
@@ -130,13 +132,27 @@ def test_store_keeps_outputs_time_hash_and_that_it_runs_alone(here, capsys):
     broken = make(notebooks.notebooks()[1], "print('new')", "raise RuntimeError('on purpose')")
     assert builder.store(["00"]) == 0 and builder.store(["01"]) == 1
     said = capsys.readouterr().out
-    assert "01_second.ipynb … FAILED in code cell [2]: RuntimeError: on purpose; the file is as before" in said
+    assert "01_second … FAILED in code cell [2]: RuntimeError: on purpose\n" in said
+    assert "01_second.ipynb is as before\n" in said
     book = notebooks.read(path)
     assert (book.cells[1].outputs[0].text, book.cells[1].execution_count) == ("21\n", 1)
     assert book.metadata.course.source_hash == notebooks.source_hash(path)
     assert (book.metadata.course.effort, notebooks.runs_alone(path)) == ("standard", True)
     assert f"{book.metadata.course.seconds:.0f} s measured" in book.cells[0].source
     assert notebooks.read(broken).cells[1].outputs == [] and not list(path.parent.glob("*.part"))
+
+
+def test_store_takes_the_outputs_of_an_up_to_date_build_with_todays_prose(here):
+    path = make(notebooks.notebooks()[0], "import time\nprint(time.time_ns())")
+    built = run.run_all([path])[path]
+    book = notebooks.read(path)
+    book.cells[0].source += "\nMore words."
+    notebooks.write(path, book)
+    assert builder.store(["00"]) == 0
+    book = notebooks.read(path)
+    assert book.cells[1].outputs == built.book.cells[1].outputs and "More words." in book.cells[0].source
+    assert (book.metadata.course.seconds, book.metadata.course.cores) == (round(built.seconds, 1), built.cores)
+    assert "executed" not in book.metadata
 
 
 def test_run_takes_the_folder_it_is_given(here):

@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import http.server
 import json
 import os
+import re
 import runpy
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import nbformat
@@ -21,14 +25,16 @@ import pytest
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.testclient import TestClient
 from torchvision.transforms import InterpolationMode
 
-from helpers import images, settings
+from helpers import images, photos, settings
 
 CELLS = nbformat.read(settings.NOTEBOOKS / "14_serve_it.ipynb", as_version=4).cells
 HOW = images.preprocessing(
     224, resize=256, mean=(0.498,) * 3, std=(0.502,) * 3, interpolation=InterpolationMode.BICUBIC
 )
+TOLERATED = int(re.search(r"TOLERATED = (\d+)", CELLS[2].source)[1])  # steps of 255, as the notebook says
 SHAPES = {
     "one pixel": (1, 1),
     "tall line": (3000, 20),
@@ -114,7 +120,7 @@ def test_the_graph_prepares_as_torchvision(kit, shape):
     ours = ort.InferenceSession(kit.prepare.SerializeToString()).run(None, {"picture": np.asarray(photo)})[0]
     steps = np.abs(ours - images.preprocess(photo, HOW)) * 255 * 0.502
     assert ours.shape == (1, 3, 224, 224)
-    assert steps.max() < 6, f"{steps.max():.1f} steps of 255"
+    assert steps.max() < TOLERATED, f"{steps.max():.1f} steps of 255"
     assert (steps > 0.5).mean() < 0.03
 
 
@@ -149,7 +155,9 @@ def test_the_halves_are_the_whole(kit, service):
 def spoil(kit, how):
     model = onnx.load(kit.FILES["fp32"])
     facts = {entry.key: entry.value for entry in model.metadata_props}
-    if how == "other classes":
+    if how == "no names":
+        onnx.helper.set_model_props(model, facts | {"names": "{}"})
+    elif how == "other classes":
         onnx.helper.set_model_props(model, facts | {"names": facts["names"].replace("tench", "trench")})
     elif how == "no facts":
         del model.metadata_props[:]
@@ -159,7 +167,12 @@ def spoil(kit, how):
     return model.SerializeToString()
 
 
-REFUSED = {"other classes": "other english classes", "no facts": "damaged", "other weights": "golden photo's logits"}
+REFUSED = {
+    "other classes": "other english classes",
+    "no names": "other english classes",
+    "no facts": "damaged",
+    "other weights": "golden photo's logits",
+}
 
 
 @pytest.mark.parametrize("how", REFUSED)
@@ -211,7 +224,7 @@ async def never(body):
 
 
 async def bomb(body):
-    raise images.PhotoError("picture claims 50000 x 50000 pixels, more than 80 million: make it smaller.")
+    raise photos.TooManyPixelsError("picture claims 50000 x 50000 pixels, more than 80 million: make it smaller.")
 
 
 async def no_picture(body):
@@ -237,6 +250,38 @@ def test_each_way_to_fail_has_its_status(service, name):
     assert given == status
     assert (status == 503) == ("Retry-After" in (headers or {}))
     assert behind.waiting == 0, "a place in the queue was not given back"
+
+
+async def broken(body):
+    raise RuntimeError("the network failed")
+
+
+def test_a_network_that_fails_is_a_500_and_the_service_goes_on(service):
+    behind = engine(broken)
+    client = TestClient(service["application"](behind, options()), raise_server_exceptions=False)
+    send = {"content": b"1", "headers": {"Content-Type": "image/png"}}
+    assert client.post("/classify", **send).status_code == 500 and behind.waiting == 0
+    behind.answer = named
+    assert client.post("/classify", **send).status_code == 200
+
+
+def test_a_batch_that_fails_tells_each_of_its_pictures(service):
+    async def run():
+        async def tell(network):
+            answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+            batch = [(np.zeros((1, 3, 2, 2), np.float32), answer) for answer in answers]
+            await service["Engine"].run(SimpleNamespace(named=lambda *row: row), SimpleNamespace(run=network), batch)
+            return answers
+
+        def fails(*_):
+            raise RuntimeError("the network failed")
+
+        failed = await tell(fails)
+        assert all(isinstance(answer.exception(), RuntimeError) for answer in failed)
+        fine = await tell(lambda *_: (np.array([1, 2]), np.array([0.1, 0.2])))
+        assert [answer.result() for answer in fine] == [(1, 0.1), (2, 0.2)]
+
+    asyncio.run(run())
 
 
 def test_what_is_not_sent_as_a_picture_is_415(service):
@@ -320,6 +365,48 @@ def test_the_load_arrives_at_random_moments_and_counts_what_is_lost(kit, tmp_pat
     assert runs[0]["due_s"].tolist() == runs[1]["due_s"].tolist()
     assert 5 < len(runs[0]) < 60  # 25 are expected
     assert kit.percentiles(runs[0])["p99"] == np.inf
+
+
+class Slow(http.server.BaseHTTPRequestHandler):
+    """Answer every picture after 50 ms."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        time.sleep(0.05)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+
+def test_our_load_and_the_referee_see_a_known_delay(kit, tmp_path):
+    """Nobody may see less; how much more is the machine's affair."""
+    (tmp_path / "photo.jpg").write_bytes(kit.jpeg)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        answers, _ = kit.offer(url, 40, seconds=0.5, folder=tmp_path)
+        assert answers["status"].eq(200).all() and answers["ms"].min() >= 50
+        if find_spec("mlperf_loadgen"):
+            theirs = kit.report("referee.py", url, tmp_path, 40, 0.5, 0, 0)
+            assert 50 <= theirs["p50"] <= theirs["p95"] <= theirs["p99"]
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ([20.0, 21.0, 20.5], [20.2, 21.1, 20.4], "within 10 %"),
+        ([20.0, 21.0, 20.5], [30.2, 31.1, 30.4], "more than 10 % apart"),
+        ([30.0, 31.0, 30.5], [20.2, 21.1, 20.4], "more than 10 % apart"),
+        ([20.0, 21.0, 20.5], [20.0, 29.0, 15.0], "undecided"),
+        ([20.0], [20.0], "no interval"),
+        ([20.0, 21.0, np.inf], [20.0, 21.0, 20.5], "some got no answer"),
+    ],
+)
+def test_the_referee_is_judged_by_the_interval_of_the_turns(kit, ours, theirs, verdict):
+    assert kit.judge(ours, theirs)[-1] == verdict
 
 
 def ends(kit, *options, **environment):

@@ -87,6 +87,14 @@ def tab(browser):
     tab.close()
 
 
+@pytest.mark.browser
+def test_the_error_labs_field_answers_on_its_page(course, tab):
+    tab.goto((course.site / "13_error_lab.html").as_uri())
+    tab.fill(".error-search textarea", "No Op registered for GridSample with domain_version of 11")
+    assert tab.locator(".error-search p").count() == 2
+    assert not tab.trouble
+
+
 # The texts of table cells that hardly differ from what lies behind them: a contrast below 4.5, as WCAG counts it.
 PALE_CELLS = """() => {
     const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);

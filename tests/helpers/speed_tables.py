@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from helpers import results, sweep
+from helpers import results, sweep, timing
 from helpers.engines import COLUMNS
 
 
@@ -67,12 +67,12 @@ def sparse(table):
     """Yield a name and a table: every row away, each status everywhere, then each column and each shape away."""
     yield "no rows", table.iloc[:0]
     everywhere = pd.Series(True, index=table.index)
-    for status in results.Status:
+    for status in timing.Status:
         if status not in results.FINISHED:
             yield f"all {status}", with_status(table, everywhere, status)
     for column in table["column"].unique():
-        yield f"{column} failed", with_status(table, table["column"] == column, results.Status.FAILED)
+        yield f"{column} failed", with_status(table, table["column"] == column, timing.Status.FAILED)
         yield f"without {column}", table[table["column"] != column]
     for shape, rows in table.groupby(["batch", "height"]):
-        yield f"{shape} over budget", with_status(table, table.index.isin(rows.index), results.Status.BUDGET)
+        yield f"{shape} over budget", with_status(table, table.index.isin(rows.index), timing.Status.BUDGET)
         yield f"without {shape}", table.drop(rows.index)

@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from speed_tables import make_table, plain_ms, sparse
 
-from helpers import article, claims
+from helpers import article, claims, results, settings
 from helpers.engines import COLUMNS
 
 
@@ -43,6 +44,17 @@ def test_one_clear_counterexample_fails_a_claim_and_is_named():
 
 def test_equal_backends_in_noise_are_undecided():
     assert verdicts(lambda column, *_: 10.0, noise=0.02)["C5"] == claims.UNDECIDED
+
+
+def test_the_error_of_a_peak_is_not_below_what_repeated_peaks_show():
+    """Peaks of one row, measured in runs apart, on any machine of data/results."""
+    spreads = []
+    for path in (settings.DATA / "results").glob("*.jsonl"):
+        rows = pd.DataFrame(results.read(path)).reindex(columns=["key", "peak_rss_mib"]).dropna()
+        repeated = np.log(rows["peak_rss_mib"]).groupby(rows["key"]).agg(["var", "size"])
+        spreads += repeated.loc[repeated["size"] > 1, "var"].tolist()
+    assert len(spreads) > 10, "too few rows were measured twice"
+    assert np.sqrt(np.mean(spreads)) < claims.MEMORY_ERROR
 
 
 def test_differences_within_the_floor_decide_nothing():

@@ -156,7 +156,7 @@ def simplify(folder):
 
 HALF, BRAIN, DOUBLE = TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 RGBA, NHWC, BATCH = np.zeros((1, 4, 32, 32), np.float32), np.zeros((1, 32, 32, 3), np.float32), np.repeat(X, 4, axis=0)
-# case: (how to provoke it in an empty folder, the cause that must come first)
+# case: (how to provoke it in an empty folder, the cause that must be among those shown)
 MESSAGES = {
     "rank": (lambda f: run(node_file(f / "a.onnx"), X[0]), "wrong-rank"),
     "RGBA": (lambda f: run(node_file(f / "a.onnx"), RGBA), "channels-last"),
@@ -287,6 +287,16 @@ def test_box_finds_what_python_finds(tmp_path):
             page.fill("textarea", text)
             shown = page.locator(".error-search p").all_text_contents()
             assert [one.split(".")[0] for one in shown] == [one.split(".")[0] for one in errors.find(text)["cause"]]
+
+
+@pytest.mark.parametrize("library", ["libcublasLt.so.13", "libcudnn.so.9", "libcudart.so.13"])
+def test_a_missing_library_of_the_gpu_is_found(library):
+    """As ONNX Runtime words it where it finds a GPU and not its libraries; this machine cannot provoke it."""
+    said = (
+        "[ONNXRuntimeError] : 1 : FAIL : Failed to load library libonnxruntime_providers_cuda.so with error: "
+        f"{library}: cannot open shared object file: No such file or directory"
+    )
+    assert errors.find(said)["key"].tolist() == ["no-cuda"]
 
 
 def test_box_keeps_the_table_inside_its_script():

@@ -19,7 +19,7 @@ import torchvision
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.transforms import v2
 
-from helpers import images, labels, models, settings
+from helpers import images, labels, models, results, settings, sweep
 
 STANDINS = settings.WEIGHTS  # the folder in the repository; each test below sees a copy
 
@@ -535,9 +535,9 @@ def own_networks():
 
 @pytest.mark.parametrize("name", own_networks())
 def test_section_your_own_network_of_03_takes_what_readers_bring(name, tmp_path, samples):
-    """Runs the section's own cells: export, check, one photo."""
+    """Runs the section's own cells: export, check, one photo, a sweep."""
     book = nbformat.read(settings.NOTEBOOKS / "03_single_image_inference.ipynb", as_version=4)
-    export, check, answer = (c.source for c in book.cells if "own-network" in c.metadata.get("tags", []))
+    export, check, answer, speed = (c.source for c in book.cells if "own-network" in c.metadata.get("tags", []))
     make, names, transform = own_networks()[name]
     torch.manual_seed(1)
     network = make()
@@ -551,3 +551,5 @@ def test_section_your_own_network_of_03_takes_what_readers_bring(name, tmp_path,
     table = eval(answer, here)
     assert here["own_logits"].shape == (3, len(names)) and here["x"].shape[1] == len(getattr(transform, "mean", "123"))
     assert set(table["name"]) <= set(names) and len(table) == 5 and table.columns.name is None
+    exec(speed, here | {"results": results, "sweep": sweep, "SESSIONS": 1}, swept := {})
+    assert swept["own_rows"]["p50_ms"].notna().all() and len(swept["own_rows"]) == 2

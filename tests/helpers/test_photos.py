@@ -187,6 +187,22 @@ def test_every_writer_and_kind(tmp_path, writer, orientation):
     assert tried, f"{writer} wrote nothing"
 
 
+@pytest.mark.parametrize("orientation", [None, 6])
+@pytest.mark.parametrize("writer", ["PNG", "WEBP", "TIFF", "TGA"])
+def test_half_transparent_pictures_lie_on_white_the_right_way_up(tmp_path, writer, orientation):
+    exif = Image.Exif()
+    if orientation:
+        exif[ExifTags.Base.Orientation] = orientation
+    alpha = np.linspace(0, 255, GREY.size).reshape(GREY.shape).astype("u1")
+    options = {"lossless": True, "exact": True} if writer == "WEBP" else {}
+    Image.fromarray(np.dstack([COLOURS, alpha])).save(tmp_path / "a", writer, exif=exif, **options)
+    with Image.open(tmp_path / "a") as opened:
+        turned = opened.getexif().get(ExifTags.Base.Orientation) == 6
+    share = alpha[..., None] / 255
+    wanted = COLOURS * share + 255 * (1 - share)
+    assert off(tmp_path / "a", np.rot90(wanted, -1) if turned else wanted) <= 2
+
+
 def swapped_profile():
     """Return an sRGB profile in which red and blue have changed places, as some test pictures carry it."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
@@ -199,15 +215,21 @@ def swapped_profile():
     return bytes(profile)
 
 
-@pytest.mark.parametrize(("writer", "mode"), [(w, m) for w in ("PNG", "TIFF", "WEBP", "JPEG") for m in ("RGB", "RGBA")])
-def test_profile_is_followed(tmp_path, writer, mode):
+PROFILED = [(w, m, o) for w in ("PNG", "TIFF", "WEBP", "JPEG") for m in ("RGB", "RGBA", "P") for o in (None, 6)]
+
+
+@pytest.mark.parametrize(("writer", "mode", "orientation"), PROFILED)
+def test_profile_is_followed(tmp_path, writer, mode, orientation):
     for profile, order in [
         (swapped_profile(), [2, 1, 0]),
         (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), [0, 1, 2]),
     ]:
-        if (data := written(writer, mode, icc_profile=profile)) is not None:
+        if (data := written(writer, mode, orientation, icc_profile=profile)) is not None:
             (tmp_path / "a").write_bytes(data)
-            assert off(tmp_path / "a", COLOURS[..., order]) <= 2
+            wanted = np.asarray(PICTURES[mode][0].convert("RGB"))[..., order]
+            with Image.open(tmp_path / "a") as opened:
+                turned = opened.getexif().get(ExifTags.Base.Orientation) == 6
+            assert off(tmp_path / "a", np.rot90(wanted, -1) if turned else wanted) <= 2
 
 
 def test_profile_for_other_channels_is_ignored_and_a_broken_one_named(tmp_path):

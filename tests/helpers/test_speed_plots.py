@@ -4,10 +4,11 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from speed_tables import make_table, plain_ms, sparse, with_status
 
-from helpers import article, results, speed_plots
+from helpers import article, results, speed_plots, timing
 from helpers.engines import AGAIN, COLUMNS
 
 ONNX = ("onnx_fix_sim", "onnx_dyn", "onnx_dyn_sim")
@@ -63,13 +64,21 @@ def test_a_ratio_that_is_undecided_is_marked_and_the_floor_bounds_it(table):
     assert list(cells.columns) == [COLUMNS[key].label for key in speed_plots.STYLES if COLUMNS[key].device == "cpu"]
 
 
+def test_shapes_that_are_not_square_have_a_row_and_a_place_of_their_own(table, ax):
+    square = table[(table["batch"] == 1) & (table["height"] == 64)]
+    both = pd.concat([square, square.assign(width=128)], ignore_index=True)
+    assert set(speed_plots.wide(both).index) == {(1, 64, 64), (1, 64, 128)}
+    speed_plots.times(both, ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["64", "64×128"]
+
+
 def test_two_sessions_show_a_ratio_without_an_interval():
     cell = speed_plots.wide(make_table(sessions=2)).loc[(1, 256, 256), "ONNX fix"]
-    assert cell.endswith("×2.00") and "±" not in cell
+    assert cell.endswith("×2.00 (2 sessions: no interval)")
 
 
 def test_the_table_says_why_a_number_is_missing(table):
-    gone = with_status(table, (table["column"] == "onnx_dyn") & (table["height"] == 1024), results.Status.BUDGET)
+    gone = with_status(table, (table["column"] == "onnx_dyn") & (table["height"] == 1024), timing.Status.BUDGET)
     assert speed_plots.wide(gone).loc[(16, 1024, 1024), "ONNX dyn"] == "budget"
     gone.loc[gone["column"] == "onnx_fix", "status"] = "disturbed"
     assert speed_plots.wide(gone).loc[(1, 32, 32), "ONNX fix"].endswith("(disturbed)")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from helpers import engines, memory, results, settings, sweep, timing
-from helpers.results import Status
+from helpers.timing import Status
 
 COLUMNS = ("onnx_fix", "pytorch_cpu")
 SHAPES = tuple((batch, 3, 32, 32) for batch in (1, 2, 3, 4))

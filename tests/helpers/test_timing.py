@@ -22,8 +22,8 @@ class FakeMachine:
         self.most_alive = 0
 
     def measure(self, openers, **choices):
-        fakes = {"clock": lambda: self.now, "counters": self.read, "sleep": self.sleep, "cpu_time": lambda: self.own}
-        return timing.measure(openers, **(fakes | choices))
+        tools = timing.Instruments(lambda: self.now, self.read, self.sleep, lambda: self.own)
+        return timing.measure(openers, tools=tools, **choices)
 
     def sleep(self, seconds):
         self.now += seconds
@@ -227,10 +227,10 @@ def test_throttling_disturbs(fake):
 
 def test_it_waits_until_spinning_threads_rest():
     cpu, slept = iter([0, 10, 10, 20, 20, 20.0001]), []
-    assert timing.wait_until_idle(cpu_time=lambda: next(cpu), sleep=slept.append)
+    assert timing.wait_until_idle(timing.Instruments(cpu_time=lambda: next(cpu), sleep=slept.append))
     assert len(slept) == 3
     busy = iter(range(10**6))
-    assert not timing.wait_until_idle(cpu_time=lambda: next(busy), sleep=slept.append)
+    assert not timing.wait_until_idle(timing.Instruments(cpu_time=lambda: next(busy), sleep=slept.append))
     assert sum(slept) <= timing.IDLE_LIMIT_S + 0.1
 
 

@@ -43,7 +43,7 @@ def model_file(tmp_path_factory):
 def page(tmp_path_factory, model_file):
     """Return the folder of a written page."""
     folder = tmp_path_factory.mktemp("page")
-    webpage.write_page(folder, model_file, title="A <test> & more", size=SIZE, resize=RESIZE)
+    webpage.write_page(folder, model_file, title="A <test> & more", transform=images.preprocessing(SIZE, resize=RESIZE))
     return folder
 
 
@@ -82,7 +82,7 @@ def test_logits_in_the_browser_are_onnx_runtimes(page, model_file):
 @needs_runtime
 @needs_browser
 def test_changed_runtime_file_is_refused(tmp_path, model_file):
-    webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
+    webpage.write_page(tmp_path, model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE))
     script = tmp_path / next(iter(webpage.FILES["wasm"]))
     script.write_bytes(script.read_bytes() + b"\n// an extra line")
     with webpage.serve(tmp_path) as url, pytest.raises(chromium.BrowserError, match="not the file that was expected"):
@@ -149,7 +149,7 @@ def test_page_holds_names_in_both_languages_and_cannot_be_broken_by_one(page, mo
     assert (config["size"], config["resize"]) == (SIZE, RESIZE)
     evil = "</script><script>alert(1)</script>"
     monkeypatch.setattr(labels, "class_names", lambda language: [evil] * 1000)
-    webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
+    webpage.write_page(tmp_path, model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE))
     assert config_of(tmp_path)["names"]["english"][0] == evil
     assert evil not in (tmp_path / "index.html").read_text("utf-8")
 
@@ -158,19 +158,23 @@ def test_page_holds_names_in_both_languages_and_cannot_be_broken_by_one(page, mo
 def test_runtime_of_another_version_is_refused(monkeypatch, tmp_path, model_file):
     monkeypatch.setattr(webpage, "FILES", {"wasm": {name: "sha384-other" for name in webpage.FILES["wasm"]}})
     with pytest.raises(chromium.BrowserError, match=f"is not onnxruntime-web {webpage.VERSION}'s"):
-        webpage.write_page(tmp_path, model_file, title="t", size=SIZE, resize=RESIZE)
+        webpage.write_page(tmp_path, model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE))
 
 
 def test_missing_runtime_says_how_to_get_it(monkeypatch, tmp_path, model_file):
     monkeypatch.setattr(webpage, "RUNTIME", tmp_path / "nowhere")
     assert webpage.missing_runtime() == f"not installed: {webpage.INSTALL}"
     with pytest.raises(FileNotFoundError, match="npm install --prefix"):
-        webpage.write_page(tmp_path / "page", model_file, title="t", size=SIZE, resize=RESIZE)
+        webpage.write_page(
+            tmp_path / "page", model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE)
+        )
 
 
 def test_page_from_the_network_checks_the_same_hashes(monkeypatch, tmp_path, model_file):
     monkeypatch.setattr(webpage, "RUNTIME", tmp_path / "nowhere")
-    webpage.write_page(tmp_path / "page", model_file, title="t", size=SIZE, resize=RESIZE, from_cdn=True)
+    webpage.write_page(
+        tmp_path / "page", model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE), from_cdn=True
+    )
     config = config_of(tmp_path / "page")
     assert config["runtime"].startswith("https://") and webpage.VERSION in config["runtime"]
     assert config["files"] == webpage.FILES
