@@ -197,3 +197,12 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
     assert "python -m pip install openvino" in text["09"] and "python -m pip install openvino" in text["10"]
     assert "An old processor" in text["09"]
     assert "pytorch.org" in (tmp_path / "tried.txt").read_text(), "the cable was not pulled: nobody asked for weights"
+
+
+def test_the_stored_acceptance_check_of_10_fails_a_bad_recipe_and_passes_a_good_one():
+    """By each recipe of INT8: those that are advised and those that are not."""
+    book = notebooks.read(next(path for path in BOOKS if path.name.startswith("10")))
+    shown = [output.get("data", {}).get("text/plain", "") for cell in code_cells(book) for output in cell.outputs]
+    advice = next(text for text in shown if "the fallback" in text)
+    assert "ship it" in advice and "don't: it fails the check" in advice
+    assert any(re.search(r"4 bits per tensor \(fake\)\s+fails", text) for text in shown)
