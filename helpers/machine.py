@@ -106,7 +106,9 @@ def versions_line() -> str:
     """Return one line for the top of a notebook: versions, processor, cores and system."""
     packages = " · ".join(f"{name} {version(name)}" for name in PACKAGES)
     system = f"{platform.system()} {platform.machine()}"
-    cores = f"{physical_cores()} cores" + (f" ({kinds})" if (kinds := core_kinds()) else "")
+    cores = f"{physical_cores()} core{'s' * (physical_cores() != 1)}" + (
+        f" ({kinds})" if (kinds := core_kinds()) else ""
+    )
     hardware = f"{cpu_name()}, {cores}, {memory_limit_gib():.0f} GiB · {system} · GPU: {gpu_name() or 'none'}"
     return f"Python {platform.python_version()} · {packages}\n{hardware}"
 

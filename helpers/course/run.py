@@ -96,7 +96,7 @@ def run_all(paths: list[Path]) -> dict[Path, Result]:
             book, problem = run(path), ""
         except RunError as error:
             problem, book = error.args
-        return path, Result(book, time.perf_counter() - started, joblib.cpu_count(), problem)
+        return path, Result(book, time.perf_counter() - started, joblib.cpu_count(only_physical_cores=True), problem)
 
     def note(path: Path, result: Result) -> None:
         results[path] = result
@@ -146,7 +146,9 @@ def _kept(path: Path) -> Result | None:
         if cell.cell_type == "code":
             old = next(ran)
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
-    return Result(book, executed["seconds"], executed.get("cores", joblib.cpu_count()), kept=True)
+    return Result(
+        book, executed["seconds"], executed.get("cores", joblib.cpu_count(only_physical_cores=True)), kept=True
+    )
 
 
 def key(path: Path, sources: str) -> str:

@@ -45,7 +45,7 @@ def test_versions_line_names_every_version_and_the_machine():
     assert line.count("\n") == 1, "it must be two lines: versions, then hardware"
     for package in machine.PACKAGES:
         assert f"{package} {version(package)}" in line
-    for part in (f"Python {platform.python_version()}", machine.cpu_name(), f"{machine.physical_cores()} cores", "GiB"):
+    for part in (f"Python {platform.python_version()}", machine.cpu_name(), f"{machine.physical_cores()} core", "GiB"):
         assert part in line
 
 

@@ -552,4 +552,4 @@ def test_section_your_own_network_of_03_takes_what_readers_bring(name, tmp_path,
     assert here["own_logits"].shape == (3, len(names)) and here["x"].shape[1] == len(getattr(transform, "mean", "123"))
     assert set(table["name"]) <= set(names) and len(table) == 5 and table.columns.name is None
     exec(speed, here | {"results": results, "sweep": sweep, "SESSIONS": 1}, swept := {})
-    assert swept["own_rows"]["p50_ms"].notna().all() and len(swept["own_rows"]) == 2
+    assert swept["own_rows"]["p50_ms"].notna().all() and len(swept["own_rows"]) == 3
