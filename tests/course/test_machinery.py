@@ -127,7 +127,8 @@ def test_generated_lines_link_forward_and_back_and_are_stable(here):
     assert notebooks.refresh_generated() == [], "a second refresh changed something"
 
 
-def test_store_keeps_outputs_time_hash_and_that_it_runs_alone(here, capsys):
+def test_store_keeps_outputs_time_hash_and_that_it_runs_alone(here, capsys, monkeypatch):
+    monkeypatch.setenv("COURSE_EFFORT", "standard")  # which storing sets
     path = make(notebooks.notebooks()[0], "a = 20\nprint(a + 1)", alone=True)
     broken = make(notebooks.notebooks()[1], "print('new')", "raise RuntimeError('on purpose')")
     assert builder.store(["00"]) == 0 and builder.store(["01"]) == 1
@@ -142,7 +143,8 @@ def test_store_keeps_outputs_time_hash_and_that_it_runs_alone(here, capsys):
     assert notebooks.read(broken).cells[1].outputs == [] and not list(path.parent.glob("*.part"))
 
 
-def test_store_takes_the_outputs_of_an_up_to_date_build_with_todays_prose(here):
+def test_store_takes_the_outputs_of_an_up_to_date_build_with_todays_prose(here, monkeypatch):
+    monkeypatch.setenv("COURSE_EFFORT", "standard")  # which storing sets
     path = make(notebooks.notebooks()[0], "import time\nprint(time.time_ns())")
     built = run.run_all([path])[path]
     book = notebooks.read(path)
