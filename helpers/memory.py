@@ -1,4 +1,4 @@
-"""How much memory a row needs: estimated before it runs, and measured as the peak of a process of its own.
+"""How much memory a row needs: the peak of a process of its own, which may run out of it and harms no notebook.
 
 Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.memory '{…}'`` is that process. It imports only what
 the backend needs, so PyTorch does not weigh on ONNX Runtime's number; hence the imports inside functions.
@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-# Fitted to 300 measured peaks of both networks, 32 to 1024 px, batch 1 and 16, on two machines (Linux, CPU). Notebooks
-# 04 and 05 show estimates beside peaks.
-BASE_MIB = {"pytorch": 692.0, "onnx": 54.0}  # what the process holds after its imports
-WEIGHTS = {"pytorch": 1.4, "onnx": 3.5}  # how many times the weights it holds: the file, the graph, packed copies
-LAYERS = {"pytorch": 1.4, "onnx": 2.25}  # how many times its largest layer it holds at its peak
-SURE = 2  # with so many times the estimate free a row is run, with so many times less it is not; between: tried apart
+# With less than so many times the input's size free, a column is tried in a process of its own before it is run.
+# Peaks of the course's networks, without their imports, were up to 70 times the input (a test looks at data/results).
+TRY_APART = 300
 OUT_OF_MEMORY = re.compile(
     r"not enough memory|can't allocate|cannot allocate|bad.?alloc|failed to allocate|out of memory", re.I
 )
@@ -43,58 +39,6 @@ class OutOfMemoryError(RuntimeError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error of PyTorch, ONNX Runtime or NumPy means that memory ran out."""
     return isinstance(error, (MemoryError, OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
-
-
-@cache
-def largest_layer_mib(model: "nn.Module", shape: tuple[int, ...], *, kind: str) -> float:
-    """Return the memory in MiB of the inputs and outputs of the layer that has most of them.
-
-    Nothing is computed: the network runs on PyTorch's meta device, which knows shapes only.
-
-    Args:
-        model: the network.
-        shape: of the input, (N, 3, H, W).
-        kind: "pytorch", or "onnx", which joins batch norm and ReLU with the convolution before them and needs one more
-            tensor for a Hardswish, which it computes as x · HardSigmoid(x).
-    """
-    import copy
-
-    import torch
-    from torch import nn
-
-    model = copy.deepcopy(model).to("meta")
-    sizes = []
-
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if list(module.children()) or (kind == "onnx" and isinstance(module, nn.BatchNorm2d | nn.ReLU)):
-            return
-        tensors = [*inputs, output]
-        if kind == "onnx" and isinstance(module, nn.Hardswish):
-            tensors.append(output)
-        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
-
-    for module in model.modules():
-        module.register_forward_hook(note)
-    with torch.inference_mode():
-        model(torch.empty(shape, device="meta"))
-    return max(sizes) / 2**20
-
-
-def estimate_mib(model: "nn.Module", shape: tuple[int, ...], *, kind: str) -> float:
-    """Estimate the peak memory in MiB of a process that runs this network on an input of this shape.
-
-    Peaks of the course's networks were up to 1.18 times as high; those of another network may be further off, so what
-    is close is tried in a process of its own (``measure_peak``).
-
-    Args:
-        model: the network.
-        shape: of the input, (N, 3, H, W).
-        kind: "pytorch" or "onnx", on the CPU.
-    """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 2**20
-    picture = np.prod(shape) * 4 / 2**20
-    layer = largest_layer_mib(model, shape, kind=kind)
-    return BASE_MIB[kind] + WEIGHTS[kind] * weights + picture + LAYERS[kind] * layer
 
 
 def available_mib() -> float:

@@ -30,7 +30,7 @@ NEEDED = ("key", "measured_at", "network", "column", "batch", "status", "note", 
 NUMBERS = (
     "p50_ms", "p10_ms", "p90_ms", "min_ms", "images_per_s", "ratio", "half_width", "sessions", "runs", "load_ms",
     "first_run_ms", "device_ms", "gflop", "max_rel_error", "page_faults", "system_ms", "foreign_cores", "throttled",
-    "estimated_mib", "base_rss_mib", "peak_rss_mib", "threads",
+    "base_rss_mib", "peak_rss_mib", "threads",
 )  # fmt: skip
 
 Shape = tuple[int, int, int, int]

@@ -286,22 +286,14 @@ class _Sweep:
             return None if kind is None else self.make_file(kind, shape)
 
     def _memory(self, column: str, shape: Shape, path: Path | None) -> dict[str, float]:
-        """Return what is known of the column's memory; raise if it would not fit."""
-        if COLUMNS[column].device != "cpu":
+        """Return the column's peak memory if it is wanted or may not fit, by a process of its own; raise if not."""
+        scarce = memory.available_mib() < memory.TRY_APART * math.prod(shape) * 4 / 2**20
+        if COLUMNS[column].device != "cpu" or not (column in self.peaks_of or scarce):
             return {}
-        kind = "pytorch" if path is None else "onnx"
-        needed, available = memory.estimate_mib(self.model, shape, kind=kind), max(memory.available_mib(), 0)
-        if needed > memory.SURE * available:
-            raise memory.OutOfMemoryError(
-                f"it needs about {needed:.0f} MiB, and {available:.0f} MiB are free; it was not run"
-            )
-        found = {"estimated_mib": needed}
-        if column in self.peaks_of or memory.SURE * needed > available:  # an estimate may err: try it apart
-            own = {"network": self.network} if memory.can_rebuild(self.network, self.model) else {"model": self.model}
-            which = own if path is None else {"path": path}
-            peak = memory.measure_peak(shape=shape, threads=self.threads, runs=1, **which)
-            found |= {name: peak[name] for name in ("base_rss_mib", "peak_rss_mib")}
-        return found
+        own = {"network": self.network} if memory.can_rebuild(self.network, self.model) else {"model": self.model}
+        which = own if path is None else {"path": path}
+        peak = memory.measure_peak(shape=shape, threads=self.threads, runs=1, **which)
+        return {name: peak[name] for name in ("base_rss_mib", "peak_rss_mib")}
 
     def _failure(self, column: str, shape: Shape, error: BaseException) -> dict:
         if isinstance(error, engines.UnavailableError):
