@@ -215,7 +215,8 @@ def swapped_profile():
     return bytes(profile)
 
 
-PROFILED = [(w, m, o) for w in ("PNG", "TIFF", "WEBP", "JPEG") for m in ("RGB", "RGBA", "P") for o in (None, 6)]
+MODES = {"PNG": ("RGB", "RGBA", "P"), "TIFF": ("RGB", "RGBA", "P"), "WEBP": ("RGB", "RGBA"), "JPEG": ("RGB",)}
+PROFILED = [(writer, mode, turn) for writer, modes in MODES.items() for mode in modes for turn in (None, 6)]
 
 
 @pytest.mark.parametrize(("writer", "mode", "orientation"), PROFILED)
@@ -224,12 +225,9 @@ def test_profile_is_followed(tmp_path, writer, mode, orientation):
         (swapped_profile(), [2, 1, 0]),
         (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), [0, 1, 2]),
     ]:
-        if (data := written(writer, mode, orientation, icc_profile=profile)) is not None:
-            (tmp_path / "a").write_bytes(data)
-            wanted = np.asarray(PICTURES[mode][0].convert("RGB"))[..., order]
-            with Image.open(tmp_path / "a") as opened:
-                turned = opened.getexif().get(ExifTags.Base.Orientation) == 6
-            assert off(tmp_path / "a", np.rot90(wanted, -1) if turned else wanted) <= 2
+        (tmp_path / "a").write_bytes(written(writer, mode, orientation, icc_profile=profile))
+        wanted = np.asarray(PICTURES[mode][0].convert("RGB"))[..., order]
+        assert off(tmp_path / "a", np.rot90(wanted, -1) if orientation else wanted) <= 2
 
 
 def test_profile_for_other_channels_is_ignored_and_a_broken_one_named(tmp_path):
