@@ -39,6 +39,7 @@ FLOOR_AT = ((1, 3, 64, 64), (1, 3, 256, 256))  # where one file is opened as two
 # Outputs agree when no logit is off by more than this share of the largest one. float32 keeps about 7 digits;
 # notebook 07 measures the errors: a thousand times smaller than this.
 TOLERANCE = 1e-3
+COPIES = 10  # of the weights that an engine may hold while it loads a network; ONNX Runtime holds three to four
 
 MakeFile = Callable[[str, Shape], Path]
 
@@ -287,7 +288,7 @@ class _Sweep:
 
     def _memory(self, column: str, shape: Shape, path: Path | None) -> dict[str, float]:
         """Return the column's peak memory if it is wanted or may not fit, by a process of its own; raise if not."""
-        scarce = memory.available_mib() < memory.TRY_APART * math.prod(shape) * 4 / 2**20
+        scarce = memory.available_mib() < enough_mib(self.model, shape)
         if COLUMNS[column].device != "cpu" or not (column in self.peaks_of or scarce):
             return {}
         own = {"network": self.network} if memory.can_rebuild(self.network, self.model) else {"model": self.model}
@@ -340,6 +341,12 @@ def _disagreement(logits: np.ndarray, expected: np.ndarray | None, facts: dict) 
     if facts["max_rel_error"] > TOLERANCE:
         return f"its logits are off by {facts['max_rel_error']:.1e} of the largest one"
     return ""
+
+
+def enough_mib(model: nn.Module, shape: Shape) -> float:
+    """Return the free memory in MiB with which a column is run without trying it apart: for its input and weights."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return (memory.TRY_APART * math.prod(shape) * 4 + COPIES * weights) / 2**20
 
 
 @cache

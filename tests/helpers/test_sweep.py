@@ -204,7 +204,7 @@ def test_where_memory_may_not_suffice_a_column_is_tried_in_a_process_of_its_own(
     model, make_file, store, timer, monkeypatch, available, fits, status, tried
 ):
     """``available``: as a multiple of what is enough not to try."""
-    enough = memory.TRY_APART * np.prod(SHAPES[0]) * 4 / 2**20
+    enough = sweep.enough_mib(model, SHAPES[0])
     found = {"base_rss_mib": 50.0, "peak_rss_mib": 90.0, "p50_ms": 77.0, "page_faults": 1.0, "system_ms": 1.0}
     apart = Mock(return_value=found) if fits else Mock(side_effect=memory.OutOfMemoryError("killed by the system"))
     monkeypatch.setattr(memory, "measure_peak", apart)
@@ -213,6 +213,12 @@ def test_where_memory_may_not_suffice_a_column_is_tried_in_a_process_of_its_own(
     assert set(table["status"]) == {status} and apart.call_count == tried
     assert table["p50_ms"].isna().all() if status == "oom" else (table["p50_ms"] == timer.ms).all()
     assert status != "oom" or not timer.asked
+
+
+def test_weights_and_input_both_need_room():
+    light, heavy = (torch.nn.Linear(8, 8 * 2**k) for k in (0, 10))
+    assert sweep.enough_mib(heavy, SHAPES[0]) > sweep.enough_mib(light, SHAPES[0]) > 0
+    assert sweep.enough_mib(light, SHAPES[1]) > sweep.enough_mib(light, SHAPES[0])
 
 
 def test_peaks_come_from_a_process_that_is_handed_the_readers_own_network(model, make_file, store, timer, monkeypatch):
