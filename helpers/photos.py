@@ -10,6 +10,7 @@ import stat
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -99,7 +100,7 @@ def _inside_package(package: str, source: str) -> Path:
     return path
 
 
-def open_photo(path: str | Path) -> Image.Image:
+def open_photo(path: str | Path | BinaryIO) -> Image.Image:
     """Open a picture file as an upright 8-bit RGB picture.
 
     Handles JPEG, PNG, WebP, AVIF, BMP, GIF (first frame), TIFF (first page) and what else Pillow reads; grey, palette,
@@ -108,7 +109,7 @@ def open_photo(path: str | Path) -> Image.Image:
     24 or 32 bits; 0 to 1 for floating point), or by its own range where that would leave it dark.
 
     Args:
-        path: the picture file.
+        path: the picture file, or its bytes as an open binary file.
     Returns:
         A PIL picture of mode RGB.
     Raises:
@@ -116,15 +117,15 @@ def open_photo(path: str | Path) -> Image.Image:
             wholly transparent, in a format that needs another program, or longer than ``MAX_ASPECT`` times its width.
         TooManyPixelsError: the same, if it has more than ``MAX_PIXELS`` pixels.
     """
-    path = Path(path)
+    opened, path = (path, Path("picture")) if hasattr(path, "read") else (None, Path(path))
     name = printable(path.name)
     try:
-        kind = path.stat().st_mode
+        kind = stat.S_IFREG if opened else path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise PhotoError(f"{name} is a folder, not a photo: give the path of one picture file.")
         if not stat.S_ISREG(kind):  # reading a pipe would wait for ever
             raise PhotoError(f"{name} is a pipe or a device, not a photo: give the path of one picture file.")
-        data = path.read_bytes()
+        data = opened.read() if opened else path.read_bytes()
         if problem := _not_for_pillow(path, data):
             raise PhotoError(f"{name} is {problem}.")
         with warnings.catch_warnings():

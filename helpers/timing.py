@@ -197,6 +197,16 @@ def verdict(ratio: float, half_width: float, *, floor: float = 0.0) -> str:
     return "faster" if ratio / width > 1 else "slower" if ratio * width < 1 else "undecided"
 
 
+def floor(ratio: float, half_width: float) -> float:
+    """Return, as a share, how far a backend that was opened as two columns may seem to differ from itself.
+
+    Args:
+        ratio: of the two columns.
+        half_width: of its interval; where there is none (NaN), the difference that was seen must do.
+    """
+    return max(ratio, 1 / ratio) * (1 + np.nan_to_num(half_width)) - 1
+
+
 def log_ratio(
     over_ms: Sequence[float], under_ms: Sequence[float], *, paired: bool = True
 ) -> tuple[float, float, float]:

@@ -373,3 +373,14 @@ def test_name_that_is_no_utf_8_is_printable(tmp_path):
     for text in [*photos, *left_out, *left_out.values()]:
         assert text.encode("utf-8").decode().isprintable()
     assert len(photos) == 1 and len(left_out) == 2
+
+
+def test_a_picture_s_bytes_open_as_its_file_does(tmp_path):
+    """A service has the bytes only; its sentences speak of "picture"."""
+    BLOCKS.save(tmp_path / "blocks.png")
+    data = (tmp_path / "blocks.png").read_bytes()
+    opened = np.asarray(images.open_photo(io.BytesIO(data)))
+    assert np.array_equal(opened, np.asarray(images.open_photo(tmp_path / "blocks.png")))
+    for broken in (b"", b"text", data[:200]):
+        with pytest.raises(images.PhotoError, match=r"^picture is "):
+            images.open_photo(io.BytesIO(broken))
