@@ -65,6 +65,7 @@ def _cell(row: object, floor: float) -> str:
         return str(row.status)
     time = f"{row.p50_ms:.3g}" if row.p50_ms < 1000 else f"{row.p50_ms:.0f}"
     mark = " (disturbed)" if row.status == timing.Status.DISTURBED else ""
+    mark += " (restless)" if getattr(row, "restless_sessions", 0) > 0 else ""  # its own threads ran on into a session
     if row.column == REFERENCE or math.isnan(row.ratio):
         return time + mark
     verdict = timing.verdict(row.ratio, row.half_width, floor=floor)

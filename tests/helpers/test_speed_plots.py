@@ -84,6 +84,11 @@ def test_the_table_says_why_a_number_is_missing(table):
     assert speed_plots.wide(gone).loc[(1, 32, 32), "ONNX fix"].endswith("(disturbed)")
 
 
+def test_a_row_whose_process_did_not_come_to_rest_says_so(table):
+    cells = speed_plots.wide(table.assign(restless_sessions=np.where(table["column"] == "onnx_fix", 1.0, np.nan)))
+    assert cells["ONNX fix"].str.endswith("(restless)").all() and not cells["ONNX dyn"].str.contains("restless").any()
+
+
 def test_what_nobody_can_have_here_is_one_line(table):
     line = speed_plots.absent_line(table)
     assert line.count("PyTorch finds no CUDA GPU") == 1
