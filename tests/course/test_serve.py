@@ -462,6 +462,21 @@ def test_the_referee_is_judged_by_the_interval_of_the_turns(kit, ours, theirs, v
     assert kit.judge(ours, theirs)[-1] == verdict
 
 
+def test_the_computed_queue_is_that_of_one_clerk(kit):
+    """Alone: the service time. Three at once: each waits for those before. Late enough: nobody waits."""
+    assert kit.queue_ms([(0, 0)], 20) == {"p50": 20, "p95": 20, "p99": 20}
+    assert kit.queue_ms([(0, 0), (0, 1), (0, 2)], 20) == {"p50": 40, "p95": 60, "p99": 60}
+    assert kit.queue_ms([(0, 0), (0.5, 1), (1, 2)], 20)["p99"] == pytest.approx(20)
+    assert kit.queue_ms([(0, 0), (0.015, 1)], 20)["p99"] == pytest.approx(25)
+
+
+@pytest.mark.parametrize(("delay_ms", "said"), [(0, "within 10 %"), (30, "more than 10 % apart")])
+def test_a_generator_that_adds_to_the_clock_is_found(kit, delay_ms, said):
+    """The judgement turns if one of two sees a delay that the other does not."""
+    turns = [kit.queue_ms([(n * gap, 0) for n in range(100)], 20)["p99"] for gap in (0.019, 0.01901, 0.01902)]
+    assert kit.judge(turns, [ms + delay_ms for ms in turns])[-1] == said
+
+
 def ends(kit, *options, **environment):
     """Run the service until it ends by itself; return its exit code and what it said on stderr."""
     command = [sys.executable, kit.FOLDER / "serve.py", *map(str, options)]
