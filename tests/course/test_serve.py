@@ -439,6 +439,19 @@ def test_the_referee_sees_a_known_delay(kit, slow, tmp_path):
     assert sorted(answers["due_s"]) == [due for due, _ in arrivals], "not the same load"
 
 
+def test_the_turns_of_the_referee(kit, tmp_path, monkeypatch):
+    """The notebook takes no turns at quick effort, so its cell's parts run here: against the clerk, who takes 20 ms."""
+    pytest.importorskip("mlperf_loadgen")
+    (tmp_path / "photo.jpg").write_bytes(kit.jpeg)
+    monkeypatch.setitem(kit.take_turns.__globals__, "PHOTOS", tmp_path)
+    monkeypatch.setitem(kit.take_turns.__globals__, "TURNS", 2)
+    with kit.running(program="clerk.py") as url:
+        ours, theirs = kit.take_turns(url, 20, 0.5)
+    assert len(ours) == len(theirs) == 2 and np.isfinite(ours["p99"]).all()
+    assert min(ours["p50"].min(), theirs["p50"].min()) >= 20, "the clerk takes 20 ms for everybody"
+    assert all(kit.queue_ms(arrivals, 20)["p99"] >= 20 for arrivals in theirs["arrivals"])
+
+
 def test_the_referee_counts_a_refusal_as_endless(kit, tmp_path):
     pytest.importorskip("mlperf_loadgen")
     (tmp_path / "no photo.jpg").write_bytes(b"no picture")

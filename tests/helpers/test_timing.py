@@ -247,3 +247,17 @@ def test_a_backend_that_raises_is_named(fake):
 def test_bad_arguments_are_named(fake, choices, message):
     with pytest.raises(ValueError, match=message):
         fake.measure({"a": fake.backend("a", 0.01)}, **choices)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "half", "wanted"),
+    [
+        (1.0, 0.05, 0.05),
+        (1.02, 0.0, 0.02),
+        (1 / 1.02, 0.0, 0.02),
+        (1.02, 0.05, 1.02 * 1.05 - 1),
+        (1.03, math.nan, 0.03),
+    ],
+)
+def test_the_floor_is_the_far_end_of_what_one_file_differs_from_itself(ratio, half, wanted):
+    assert timing.floor(ratio, half) == pytest.approx(wanted)
