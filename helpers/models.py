@@ -281,7 +281,7 @@ def _convolution(before: int, after: int, kernel: int, *, stride: int = 1, group
     norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
     padding = {1: kernel // 2, 2: 0}[stride]
     activation = nn.ReLU6 if relu else None
-    layer = Conv2dNormActivation(before, after, kernel, stride, padding, groups, norm, activation)
+    layer = Conv2dNormActivation(before, after, kernel, stride, padding, groups, norm, activation, inplace=False)
     return [layer] if stride == 1 else [_SamePadding(kernel), layer]
 
 

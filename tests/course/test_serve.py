@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from torchvision.transforms import InterpolationMode
 
-from helpers import images, photos, settings
+from helpers import images, labels, models, photos, settings
 
 CELLS = nbformat.read(settings.NOTEBOOKS / "14_serve_it.ipynb", as_version=4).cells
 HOW = images.preprocessing(
@@ -518,3 +518,13 @@ def test_a_port_that_is_taken_is_said(kit):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, said = ends(kit, kit.FILES["fp32"], "--port", taken.getsockname()[1])
     assert code == 1 and "choose another with --port" in said and "Traceback" not in said
+
+
+def test_the_naive_server_names_the_first_class(kit):
+    """Quick effort, at which the tests run the notebook, leaves it out."""
+    network, weights = models.load_model(models.REAL_NETWORK)
+    path = images.sample_photos().path.iloc[0]
+    scores = network(weights.preprocessing(images.open_photo(path))[None])
+    with kit.running(program="naive.py") as url:
+        answer = kit.ask(url, path.read_bytes())
+    assert answer[:2] == (200, labels.class_names("chinese")[scores.argmax()]), "another class than the network's first"
