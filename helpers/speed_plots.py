@@ -137,7 +137,8 @@ def differences(
     ax.axhspan(-100 * floor, 100 * floor, color=GREY, alpha=0.2, label=f"floor, ±{floor:.1%}")
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set_ylabel(f"latency against {COLUMNS[base].label} (%)")
-    return _legend(ax)
+    ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(columns) + 1)
+    return ax
 
 
 def ratios(
