@@ -168,7 +168,9 @@ def ratios(
     ax.axhline(1, color=STYLES[REFERENCE][0], label=f"{COLUMNS[REFERENCE].label} = 1")
     ax.set(ylabel="times as fast as PyTorch CPU", yscale="log")
     ratio_ticks(ax.yaxis)
-    return _legend(ax)
+    ax.margins(y=0.3)  # room for the legend
+    ax.legend(fontsize="small", loc="upper right", ncols=2)
+    return ax
 
 
 def against_pixels(
