@@ -193,6 +193,7 @@ def against_pixels(
     ax.set(xscale="log", yscale="symlog" if value == "page_faults" else "log", xlabel="pixels in the batch")
     ax.set_ylabel(names[value])
     if value == "page_faults":
+        ax.margins(y=0.1)
         ax.set_ylim(bottom=0)  # a count; symlog alone shows as much below zero
     else:
         plain_numbers(ax.yaxis)
