@@ -300,6 +300,7 @@ def ncnn(param: str | Path, weights: str | Path, x: np.ndarray, *, threads: int)
     start = time.perf_counter()
     net = engine.Net()
     net.opt.num_threads = threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False  # as x: float32
     if net.load_param(str(param)) or net.load_model(str(weights)):
         raise UnavailableError(f"ncnn cannot read {Path(param).name}")
     load_ms = (time.perf_counter() - start) * 1e3
