@@ -8,7 +8,6 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from helpers import settings
 
@@ -65,6 +64,8 @@ def top_k(
         raise ValueError(f"k is {k}; it must be from 1 to {len(names)}.")
     if not np.isfinite(logits).all():
         raise ValueError("The logits hold NaN or infinity: check the input's type and scale, and the weights.")
+    from scipy.special import softmax  # here, as a service takes only the names from this module
+
     probability = softmax(logits.ravel())
     order = np.argsort(-logits.ravel(), kind="stable")[:k]
     table = pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability[order]})

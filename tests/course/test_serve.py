@@ -284,7 +284,8 @@ def test_a_network_that_fails_is_a_500_and_the_service_goes_on(service):
     assert asyncio.run(status()) == 200
 
 
-def test_a_batch_that_fails_tells_each_of_its_pictures(service):
+@pytest.mark.parametrize("how", ["it raises", "it gives one answer for two"])
+def test_a_batch_that_fails_tells_each_of_its_pictures(service, how):
     """Two pictures are run as one batch; the loop goes on after a failure, and passes over those who gave up."""
 
     async def run():
@@ -293,8 +294,10 @@ def test_a_batch_that_fails_tells_each_of_its_pictures(service):
 
         def network(_, feeds):
             sizes.append(len(feeds["pixels"]))
-            if tell["fails"]:
+            if tell["fails"] and how == "it raises":
                 raise RuntimeError("the network failed")
+            if tell["fails"]:
+                return np.array([[1]]), np.array([[0.5]])
             return np.array([[1], [2]]), np.array([[0.5], [0.25]])
 
         def ask(number):
@@ -305,7 +308,7 @@ def test_a_batch_that_fails_tells_each_of_its_pictures(service):
 
         loop = asyncio.create_task(service["Engine"].work(behind, SimpleNamespace(run=network)))
         failed = await asyncio.gather(*ask(2), return_exceptions=True)
-        assert all(isinstance(one, RuntimeError) for one in failed)
+        assert all(isinstance(one, RuntimeError | ValueError) for one in failed)
         tell["fails"] = False
         for gave_up in ask(2):
             gave_up.cancel()
@@ -377,6 +380,31 @@ def test_a_killed_worker_is_replaced(kit):
         second = kit.new_worker(url, first)
         assert second != first
         assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
+
+
+def test_who_says_nothing_is_hung_up_on_and_no_connection_outlives_its_answer(kit):
+    """Else some hundred of them would lock everybody out: connections are bounded."""
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
+    with kit.running(kit.FILES["fp32"], "--body-s", 0.3, "--queue", 2) as url, contextlib.ExitStack() as stack:
+        place = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        silent, half, drips = (stack.enter_context(socket.create_connection(place, timeout=60)) for _ in range(3))
+        half.sendall(b"POST /classify HTT")
+        drips.sendall(head + b"half")
+        assert silent.recv(99) == b"" and half.recv(99) == b""
+        assert b"408" in b"".join(iter(lambda: drips.recv(9999), b"")), "no answer, or the connection stayed open"
+        assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
+
+
+def test_a_service_ends_with_the_program_that_started_it(kit):
+    """As when a notebook's kernel is killed: nobody is left to stop the service, but its end of the pipe closes."""
+    command = [sys.executable, kit.FOLDER / "serve.py", kit.FILES["fp32"], "--port", "0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        assert kit.ask(f"{url}/health")[0] == 200
+        tree = psutil.Process(process.pid).children(recursive=True)
+        process.stdin.close()
+        process.wait(60)
+    assert psutil.wait_procs(tree, timeout=60)[1] == []
 
 
 def test_the_load_arrives_at_random_moments_and_counts_what_is_lost(kit, tmp_path):
