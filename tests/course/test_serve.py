@@ -542,6 +542,13 @@ def test_a_worker_that_cannot_start_ends_the_service(kit, tmp_path):
     assert "ended before it could serve" in said
 
 
+def test_the_notebook_says_why_a_service_did_not_start(kit, tmp_path):
+    (tmp_path / "wrong.onnx").write_bytes(b"no model")
+    said = pytest.raises(RuntimeError, match=r"serve\.py does not serve.* is damaged or not one of ours")
+    with said, kit.running(tmp_path / "wrong.onnx"):
+        pass
+
+
 def test_a_port_that_is_taken_is_said(kit):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         code, said = ends(kit, kit.FILES["fp32"], "--port", taken.getsockname()[1])
