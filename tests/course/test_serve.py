@@ -316,7 +316,7 @@ def test_a_batch_that_fails_tells_each_of_its_pictures(service, how):
         loop.cancel()
         assert sizes == [2, 2]
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 60))  # a loop that died leaves its pictures waiting
 
 
 def test_what_is_not_sent_as_a_picture_is_415(service):

@@ -8,10 +8,11 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import onnx
 import onnx.parser
+import pandas as pd
 import pytest
 from speed_tables import make_table, sparse
 
-from helpers import memory, results, settings, sweep, timing
+from helpers import claims, memory, results, settings, sweep, timing
 
 NOTEBOOKS = settings.DATA.parent / "notebooks"
 TEXT = '<ir_version: 10, opset_import: ["": 18]> g (float[1] x) => (float[1] y) { y = Relu(x) }'
@@ -102,6 +103,24 @@ def test_12_runs_to_the_end_with_any_row_missing(missing, monkeypatch, tmp_path)
     monkeypatch.setattr(results, "collect", lambda *_: (table[keep[missing]], {"a.jsonl": "a.jsonl is empty"}))
     with mpl.rc_context():
         run(code_cells("12_your_machine_and_others"), {})
+
+
+VERDICTS = {  # by source: A1 and A2 are two names of one computer, B is another, the article's rows don't count
+    "holds on one computer": [claims.HOLDS, claims.HOLDS, claims.NO_DATA, claims.FAILS],
+    "travels (2)": [claims.HOLDS, claims.HOLDS, claims.HOLDS, claims.FAILS],
+    "open": [claims.HOLDS, claims.UNDECIDED, claims.HOLDS, claims.HOLDS],
+    "refuted (1 of 2)": [claims.FAILS, claims.FAILS, claims.HOLDS, claims.HOLDS],
+    "no data": [claims.NO_DATA, claims.NO_DATA, claims.NO_DATA, claims.HOLDS],
+}
+
+
+@pytest.mark.parametrize("said", VERDICTS)
+def test_12_counts_computers_not_their_names(said):
+    cell = next(source for source in code_cells("12_your_machine_and_others") if "def travels" in source)
+    names = {"pd": pd, "claims": claims, "computer": pd.Series({"A1": "A", "A2": "A", "B": "B"})}
+    exec(cell.partition("outcome = ")[0], names)
+    row = pd.Series(VERDICTS[said], ["A1", "A2", "B", "the article's PC"])
+    assert names["travels"](row) == said
 
 
 def test_the_notebooks_are_where_this_test_looks():
