@@ -20,6 +20,7 @@ import nbformat
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pandas as pd
 import psutil
 import pytest
 from PIL import Image
@@ -395,9 +396,10 @@ def test_who_says_nothing_is_hung_up_on_and_no_connection_outlives_its_answer(ki
         assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
 
 
-def test_a_service_ends_with_the_program_that_started_it(kit):
-    """As when a notebook's kernel is killed: nobody is left to stop the service, but its end of the pipe closes."""
-    command = [sys.executable, kit.FOLDER / "serve.py", kit.FILES["fp32"], "--port", "0"]
+@pytest.mark.parametrize("program", ["serve.py", "naive.py", "clerk.py"])
+def test_a_program_ends_with_the_one_that_started_it(kit, program):
+    """As when a notebook's kernel is killed: nobody is left to stop it, but its end of the pipe closes."""
+    command = [sys.executable, kit.FOLDER / program, kit.FILES["fp32"], "--port", "0"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().strip()
         assert kit.ask(f"{url}/health")[0] == 200
@@ -405,6 +407,25 @@ def test_a_service_ends_with_the_program_that_started_it(kit):
         process.stdin.close()
         process.wait(60)
     assert psutil.wait_procs(tree, timeout=60)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("takes", "found", "broke"),
+    [(5, 0, 20), (25, 20, 40), (45, 40, 60), (65, 60, 80), (85, 80, 100), (105, 100, math.inf)],
+)
+def test_the_highest_rate_that_keeps_the_limit_is_found(kit, monkeypatch, takes, found, broke):
+    """A service that answers in 10 ms up to a rate, and refuses beyond it; a closed loop of 100 a second."""
+
+    def offer(url, rate=0, *, users=0):
+        status = 200 if users or rate <= takes else 503
+        return pd.DataFrame({"status": [status] * 100, "ms": 10.0}), 0.0
+
+    names = {"offer": offer, "warm": lambda url: None, "CORES": 2, "P99_MS": 100, "SHARES": (0.2, 0.4, 0.6, 0.8, 1.0)}
+    for name, value in names.items():
+        monkeypatch.setitem(kit.highest_rate.__globals__, name, value)
+    rate, p99, lowest = kit.highest_rate("http://nowhere")
+    assert (rate, lowest) == (pytest.approx(found), pytest.approx(broke))
+    assert p99 == 10 if found else math.isnan(p99)
 
 
 def test_the_load_arrives_at_random_moments_and_counts_what_is_lost(kit, tmp_path):
