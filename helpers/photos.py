@@ -55,7 +55,7 @@ class PhotoError(ValueError):
 
 
 class TooManyPixelsError(PhotoError):
-    """A picture that claims more than ``MAX_PIXELS``."""
+    """A picture that claims more than ``MAX_PIXELS``, or needs more memory than there is."""
 
 
 def sample_photos(*, more: bool = False) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def open_photo(path: str | Path | BinaryIO) -> Image.Image:
     Raises:
         PhotoError: one sentence that names the file, if it is missing, no regular file, empty, no picture, cut off,
             wholly transparent, in a format that needs another program, or longer than ``MAX_ASPECT`` times its width.
-        TooManyPixelsError: the same, if it has more than ``MAX_PIXELS`` pixels.
+        TooManyPixelsError: the same, if it has more than ``MAX_PIXELS`` pixels or does not fit into memory.
     """
     opened, path = (path, Path("picture")) if hasattr(path, "read") else (None, Path(path))
     name = printable(path.name)
@@ -149,6 +149,10 @@ def open_photo(path: str | Path | BinaryIO) -> Image.Image:
     except Image.DecompressionBombError:
         sentence = f"{name} claims more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller."
         raise TooManyPixelsError(sentence) from None
+    except MemoryError:
+        raise TooManyPixelsError(
+            f"{name} needs more memory than there is: make it smaller (if it is small, copy it again)."
+        ) from None
     except Exception as error:  # the file system's errors; and on odd data, decoders raise what they like
         raise PhotoError(_why(name, path, error)) from error
 

@@ -326,6 +326,8 @@ def first_cause(error: BaseException) -> str:
         error = error.__cause__
     plain = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without the colours of a terminal
     line = next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
+    for folder in (settings.ROOT, Path.home()):  # they may hold spaces, and a person's name
+        line = line.replace(str(folder), "")
     line = re.sub(r"\S*[/\\](?=[^/\\\s]+)", "", line)  # a file's name is enough; results get shared
     return f"{type(error).__name__}: {line}"
 

@@ -91,6 +91,7 @@ def kit(tmp_path_factory):
         "fp32": tiny,
         "parts": {"fp32": tiny},
         "SECONDS": 1.0,
+        "CPU": ["CPUExecutionProvider"],
         "PHOTOS": folder,
     }
     for tag in ("prepare", "pack", "running"):
@@ -207,6 +208,8 @@ async def classify(service, engine, options, chunks, kind="image/png"):
         if not chunks:
             await asyncio.Event().wait()  # a client that sends no more
         chunk = chunks.pop(0)
+        if chunk is None:
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": chunk, "more_body": bool(chunks) or chunk == b"half"}
 
     scope = {"type": "http", "method": "POST", "path": "/classify", "headers": [(b"content-type", kind.encode())]}
@@ -242,6 +245,7 @@ ANSWERS = {
     "a picture": (200, named, [b"1", b"2"], {}),
     "no picture": (400, no_picture, [b"text"], {}),
     "slow client": (408, named, [b"half"], {"body_s": 0.01}),
+    "a client that left": (408, named, [b"half", None], {}),
     "too many bytes": (413, named, [bytes(9_000), bytes(9_000)], {}),
     "a bomb": (413, bomb, [b"png"], {}),
     "too late": (504, never, [b"1"], {"timeout_s": 0.01}),
@@ -383,6 +387,72 @@ def test_a_killed_worker_is_replaced(kit):
         assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_replacement_that_cannot_serve_is_tried_again_but_not_for_ever(kit, tmp_path, mended):
+    """The file is spoilt under a running service: the next worker refuses it, and so do others, until it is whole."""
+    file, whole = tmp_path / "classifier.onnx", kit.FILES["fp32"].read_bytes()
+    file.write_bytes(whole)
+    log = kit.FOLDER / "service.log"
+    with kit.running(file) as url:
+        first = json.loads(kit.ask(f"{url}/health")[1])["pid"]
+        supervisor = psutil.Process().children()
+        file.write_bytes(whole[:5000])
+        psutil.Process(first).kill()
+        refusals = 1 if mended else 5
+        deadline = time.monotonic() + 120
+        while log.read_text().count("damaged or not one of ours") < refusals and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if mended:
+            file.write_bytes(whole)
+            assert kit.new_worker(url, first) != first
+            assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
+        else:
+            assert psutil.wait_procs(supervisor, timeout=60)[1] == []
+            assert log.read_text().count("damaged or not one of ours") == 5
+            assert "ended before it could serve" in log.read_text()
+
+
+def test_connections_that_say_nothing_are_bounded(kit):
+    """More than eight times the queue are hung up on at once, long before their time is out."""
+    with kit.running(kit.FILES["fp32"], "--body-s", 60, "--queue", 2) as url, contextlib.ExitStack() as stack:
+        place = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        held = [stack.enter_context(socket.create_connection(place, timeout=30)) for _ in range(17)]
+        with contextlib.suppress(ConnectionResetError):
+            assert held[16].recv(99) == b""
+        held[0].settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            held[0].recv(99)
+        for one in held:
+            one.close()
+        assert kit.new_worker(url, None), "nobody is let in again"
+
+
+def test_a_picture_of_too_many_pixels_for_the_service_is_413(kit, tmp_path):
+    Image.new("L", (200, 100)).save(tmp_path / "20000.png")
+    body = (tmp_path / "20000.png").read_bytes()
+    with kit.running(kit.FILES["fp32"], "--max-pixels", 20_000) as url:
+        assert kit.ask(f"{url}/classify", body)[0] == 200
+    with kit.running(kit.FILES["fp32"], "--max-pixels", 19_999) as url:
+        status, text, _ = kit.ask(f"{url}/classify", body)
+    assert status == 413 and "200 x 100 pixels" in text
+
+
+def test_a_full_batch_does_not_wait(service):
+    """Two wait, and a batch takes two: the time for more pictures (ten minutes here) is not waited out."""
+
+    async def run():
+        behind = SimpleNamespace(options=SimpleNamespace(batch=2, wait_ms=600_000), queue=asyncio.Queue())
+        answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        for answer in answers:
+            behind.queue.put_nowait((np.zeros((1, 3, 2, 2), np.float32), answer))
+        network = SimpleNamespace(run=lambda _, feeds: (np.array([[1], [2]]), np.array([[0.5], [0.25]])))
+        loop = asyncio.create_task(service["Engine"].work(behind, network))
+        await asyncio.wait_for(asyncio.gather(*answers), 60)
+        loop.cancel()
+
+    asyncio.run(run())
+
+
 def test_who_says_nothing_is_hung_up_on_and_no_connection_outlives_its_answer(kit):
     """Else some hundred of them would lock everybody out: connections are bounded."""
     head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n"
@@ -416,16 +486,26 @@ def test_a_program_ends_with_the_one_that_started_it(kit, program):
 def test_the_highest_rate_that_keeps_the_limit_is_found(kit, monkeypatch, takes, found, broke):
     """A service that answers in 10 ms up to a rate, and refuses beyond it; a closed loop of 100 a second."""
 
-    def offer(url, rate=0, *, users=0):
+    def offer(url, rate=0, *, users=0, seconds=1.0):
+        asked.append(rate * seconds if rate else 40)
         status = 200 if users or rate <= takes else 503
-        return pd.DataFrame({"status": [status] * 100, "ms": 10.0}), 0.0
+        return pd.DataFrame({"due_s": 0.0, "status": [status] * 100, "ms": 10.0}), 0.0
 
-    names = {"offer": offer, "warm": lambda url: None, "CORES": 2, "P99_MS": 100, "SHARES": (0.2, 0.4, 0.6, 0.8, 1.0)}
+    asked, names = [], {"offer": offer, "warm": lambda url: None, "CORES": 2, "P99_MS": 100, "AT_LEAST": 40}
+    names["SHARES"] = (0.2, 0.4, 0.6, 0.8, 1.0)
     for name, value in names.items():
         monkeypatch.setitem(kit.highest_rate.__globals__, name, value)
     rate, p99, lowest = kit.highest_rate("http://nowhere")
     assert (rate, lowest) == (pytest.approx(found), pytest.approx(broke))
     assert p99 == 10 if found else math.isnan(p99)
+    assert min(asked) >= 40, "a p99 of too few requests"
+
+
+def test_answers_that_come_after_the_end_do_not_raise_the_rate(kit):
+    """Ten answers asked for within the second, of which the last comes after two."""
+    late = pd.DataFrame({"due_s": 0.5, "status": [200] * 10 + [503] * 5, "ms": [100.0] * 14 + [1500.0]})
+    assert kit.answered_a_second(late) == 5
+    assert kit.answered_a_second(late.iloc[:14]) == 10
 
 
 def test_the_load_arrives_at_random_moments_and_counts_what_is_lost(kit, tmp_path):

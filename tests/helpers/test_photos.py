@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, Jpeg2KImagePlugin, PngImagePlugin, features
 
-from helpers import images
+from helpers import images, photos
 
 ROWS, COLUMNS = np.mgrid[:48, :64]
 GREY = ((ROWS * 2 + COLUMNS * 2) % 256).astype(np.uint8)
@@ -313,7 +313,7 @@ def test_avif_without_its_decoder_is_named(tmp_path, monkeypatch):
     assert "AVIF" in reason(tmp_path / "a.avif") and "this Pillow cannot read" in reason(tmp_path / "a.avif")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("x"), OverflowError("x"), AssertionError()], ids=repr)
+@pytest.mark.parametrize("error", [RuntimeError("x"), OverflowError("x"), AssertionError()], ids=repr)
 def test_whatever_a_decoder_raises_is_a_photo_error(tmp_path, monkeypatch, error):
     BLOCKS.save(tmp_path / "a.jp2")
 
@@ -322,6 +322,20 @@ def test_whatever_a_decoder_raises_is_a_photo_error(tmp_path, monkeypatch, error
 
     monkeypatch.setattr(Jpeg2KImagePlugin.Jpeg2KImageFile, "load", load)
     assert "damaged or cut off" in reason(tmp_path / "a.jp2")
+
+
+def test_no_memory_is_said_and_not_taken_for_a_damaged_file(tmp_path, monkeypatch):
+    """Among a folder's photos, too, it is one that is left out."""
+    BLOCKS.save(tmp_path / "large.jp2")
+    BLOCKS.save(tmp_path / "small.png")
+
+    def load(self):
+        raise MemoryError
+
+    monkeypatch.setattr(Jpeg2KImagePlugin.Jpeg2KImageFile, "load", load)
+    with pytest.raises(photos.TooManyPixelsError, match=r"large\.jp2 needs more memory than there is: make it smaller"):
+        photos.open_photo(tmp_path / "large.jp2")
+    assert [list(names) for names in photos.open_folder(tmp_path)] == [["small.png"], ["large.jp2"]]
 
 
 def test_garbled_jpeg_2000_raises_nothing_else(tmp_path):

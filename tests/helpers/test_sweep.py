@@ -173,6 +173,19 @@ def test_an_exporters_cause_is_told_without_its_colours(model, store, timer):
     assert row["status"] == Status.FAILED and row["note"] == "KeyError: 'aten::grid_sampler'"
 
 
+@pytest.mark.parametrize("home", ["/home/Li Lei", r"C:\Users\Li Lei"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_note_holds_no_folder_as_results_are_shared(monkeypatch, home, apart):
+    """A folder's name may hold spaces, and the name of a person."""
+    sign = "/" if home.startswith("/") else "\\"
+    course = f"D:{sign}my courses{sign}onnx" if apart else f"{home}{sign}onnx course"
+    monkeypatch.setattr(sweep.settings, "ROOT", course)
+    monkeypatch.setattr(sweep.Path, "home", lambda: home)
+    for folder in (course, home):
+        error = RuntimeError(f"Load model from {sign.join([folder, 'data', 'a.onnx'])} failed: no such file")
+        assert sweep.first_cause(error) == "RuntimeError: Load model from a.onnx failed: no such file"
+
+
 def test_a_backend_that_fails_in_a_session_leaves_the_others(model, make_file, store, timer, monkeypatch):
     opened = engines.onnxruntime
 
