@@ -79,7 +79,7 @@ def measure_peak(
     Args:
         shape: of the input, (N, 3, H, W).
         threads: of the backend.
-        network: a torchvision network for PyTorch (fresh weights: they weigh the same), or
+        network: a torchvision network for PyTorch (fresh weights: reading a file of them takes more), or
         model: any network for PyTorch; handed over as ``torch.export`` sees it, so its class need not be importable, or
         path: an .onnx file.
         engine: that runs the .onnx file, "onnxruntime" or "openvino".

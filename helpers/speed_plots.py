@@ -154,13 +154,12 @@ def ratios(
     """
     ax = plt.gca() if ax is None else ax
     place = _places(table, ax)
-    for column, rows in _measured(table, columns, "ratio"):
-        if column == REFERENCE:
-            continue
+    drawn = [(column, rows) for column, rows in _measured(table, columns, "ratio") if column != REFERENCE]
+    for number, (column, rows) in enumerate(drawn):
         colour, marker, _ = STYLES[column]
         half = rows["half_width"].fillna(0)
         spread = np.array([rows["ratio"] - rows["ratio"] / (1 + half), rows["ratio"] * half])
-        x = [place[shape] for shape in _shapes(rows)]
+        x = [place[shape] + 0.22 * (number - (len(drawn) - 1) / 2) for shape in _shapes(rows)]  # side by side
         ax.errorbar(
             x, rows["ratio"], yerr=spread, color=colour, marker=marker, ls="", capsize=3, label=COLUMNS[column].label
         )

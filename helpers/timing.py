@@ -155,6 +155,7 @@ class Timing:
     half_width: float = math.nan  # of its 95 % interval, as a share of the ratio: ratio / (1 + h) to ratio · (1 + h)
     status: Status = Status.OK  # or DISTURBED, or BUDGET (then the sessions are too few)
     note: str = ""
+    floor: float = 0.0  # the difference, as a share, that this machine cannot tell from none
 
     @property
     def times_ms(self) -> np.ndarray:
@@ -176,9 +177,15 @@ class Timing:
         found = [getattr(session, counter) for session in self.sessions]
         return None if not found or None in found else float(np.mean(found))
 
-    def verdict(self, floor: float = 0.0) -> str:
-        """Return "faster", "slower", "undecided" or "no interval"; differences below the floor decide nothing."""
-        return verdict(self.ratio, self.half_width, floor=floor)
+    def verdict(self, floor: float | None = None) -> str:
+        """Return "faster", "slower", "undecided" or "no interval", or "reference" where there is nothing to compare.
+
+        Args:
+            floor: differences below it decide nothing; its own floor, if not given.
+        """
+        if (self.ratio, self.half_width) == (1, 0):
+            return "reference"
+        return verdict(self.ratio, self.half_width, floor=self.floor if floor is None else floor)
 
 
 def verdict(ratio: float, half_width: float, *, floor: float = 0.0) -> str:
@@ -267,6 +274,7 @@ def measure(
     precision: float = 0.02,
     budget_s: float = math.inf,
     seed: int = 0,
+    twin: bool = False,
     tools: Instruments = REAL,
     progress: Callable[[dict[str, Timing]], None] | None = None,
 ) -> dict[str, Timing]:
@@ -280,6 +288,7 @@ def measure(
         precision: the half-width that is good enough, as a share.
         budget_s: when to give up; where the sessions are not done by then, the status is "budget".
         seed: of the order.
+        twin: open the reference as one more backend, whose ratio to it is the A/A floor of all timings.
         tools: clock, counters and pauses.
         progress: called after each session with the timings so far.
     Returns:
@@ -293,6 +302,8 @@ def measure(
     if sessions < 1:
         raise ValueError(f"sessions is {sessions}; it must be 1 or more.")
     gc.collect()  # what earlier cells left behind
+    again = f"{reference} again"
+    openers = openers | {again: openers[reference]} if twin else openers
     rng, began = np.random.default_rng(seed), tools.clock()
     timings = {name: Timing(name) for name in openers}
     done, repeats = 0, REPEATS if sessions >= LEAST else 0  # what gives no interval is not worth repeating
@@ -305,7 +316,7 @@ def measure(
             if done + 1 < sessions and tools.clock() - began > budget_s:
                 for timing in timings.values():
                     timing.status, timing.note = Status.BUDGET, f"time was up after {done} of {sessions} sessions"
-                return timings
+                return {name: timing for name, timing in timings.items() if not (twin and name == again)}
         done += 1
         for timing in timings.values():
             timing.ratio, timing.half_width = ratio_interval(timings[reference].medians_ms, timing.medians_ms)
@@ -314,8 +325,10 @@ def measure(
         rough = any(timing.half_width > precision for timing in timings.values())
         if done >= sessions and not (rough and done < 2 * sessions and tools.clock() - began < patience_s):
             break
+    itself = timings.pop(again) if twin else None
     for timing in timings.values():
         _judge(timing)
+        timing.floor = floor(itself.ratio, itself.half_width) if itself else 0.0
     return timings
 
 

@@ -132,6 +132,28 @@ def test_a_verdict_is_bounded_by_interval_and_floor(ratio, half, floor, said):
     assert timing.verdict(ratio, half, floor=floor) == said
 
 
+def test_the_twin_gives_every_timing_its_floor_and_is_no_row(fake):
+    """The reference as it is opened for the second time in a session takes 10 % longer: so much decides nothing."""
+    opened = []
+
+    def reference():
+        opened.append(fake.backend("a", 0.011 if len(opened) % 2 else 0.01)())
+        return opened[-1]
+
+    openers = {"a": reference, "b": fake.backend("b", 0.0097)}
+    alone = fake.measure({"a": fake.backend("a", 0.01), "b": fake.backend("b", 0.0097)}, reference="a", sessions=6)
+    found = fake.measure(openers, reference="a", sessions=6, twin=True)
+    assert list(found) == ["a", "b"] and len(opened) == 12
+    assert alone["b"].floor == 0 and alone["b"].verdict() == "faster"
+    assert found["b"].floor > 0.05 and found["b"].verdict() == "undecided"
+    assert found["a"].verdict() == "reference"
+
+
+def test_a_twin_is_no_row_either_where_time_was_up(fake):
+    found = fake.measure({"a": fake.backend("a", 1.0)}, reference="a", sessions=5, twin=True, budget_s=3)
+    assert list(found) == ["a"] and found["a"].status == "budget"
+
+
 def test_pairs_share_a_drift_and_strangers_do_not():
     drift = np.exp(np.linspace(0, 1, 5))
     _, paired = timing.ratio_interval(2 * drift, drift)
