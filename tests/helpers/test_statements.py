@@ -1,14 +1,20 @@
-"""What notebooks 00, 01, 02 and 06 say about the libraries, tried on tiny networks with the libraries of today."""
+"""What notebooks say about the libraries, tried on tiny networks with today's libraries; and a few of their cells."""
 
+import re
+
+import nbformat
+import numpy as np
 import onnx
 import onnxruntime as ort
 import onnxsim
+import pandas as pd
 import pytest
 import torch
+from onnxruntime import quantization
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from torch import nn
 
-from helpers import engines, graph
+from helpers import engines, graph, settings
 
 X = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
@@ -146,3 +152,85 @@ def test_onnxsim_writes_a_record_of_its_work(network, tmp_path):
     result, _ = onnxsim.simplify(str(old(network, tmp_path / "a.onnx")), check_n=1)
     record = {entry.key: entry.value for entry in result.metadata_props}
     assert record["onnxsim.removed_nodes.count"].isdigit()
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_the_quantizers_steps_are_those_that_notebook_10_corrects_for(network, tmp_path, reduced):
+    """Bias correction needs the very weights that the quantizer writes: 64 steps to a side in its reduced range."""
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self):
+            return self.rest.pop() if self.rest else None
+
+    Reader.rest = [{"input": X.numpy()}]
+    source, target = old(network, tmp_path / "a.onnx", input_names=["input"], opset_version=17), tmp_path / "int8.onnx"
+    quantization.quantize_static(source, target, Reader(), per_channel=True, reduce_range=reduced)
+    weight = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(source).graph.initializer}["again.weight"]
+    scale = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(target).graph.initializer}["again.weight_scale"]
+    cell = notebook_cell("10_int8_quantization", "WEIGHT_STEPS =")
+    names = {"machine": None, "platform": None, "QuantType": quantization.QuantType, "REDUCE_RANGE": reduced}
+    exec(next(line for line in cell.splitlines() if line.startswith("WEIGHT_STEPS")), names)
+    np.testing.assert_allclose(np.abs(weight).max(axis=(1, 2, 3)) / scale, names["WEIGHT_STEPS"], rtol=1e-3)
+
+
+def notebook_cell(notebook, text):
+    """Return the code of the one cell of a notebook that holds a text."""
+    cells = nbformat.read(settings.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    (source,) = (cell.source for cell in cells if cell.cell_type == "code" and text in cell.source)
+    return source
+
+
+@pytest.mark.parametrize("kind", ["stored", "of the batch"])
+def test_statistics_of_the_batch_in_eval_mode_are_found_in_the_file(kind, tmp_path):
+    """Today's exporter writes a BatchNormalization of computed means, whose attributes say nothing of training."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=kind == "stored"), nn.ReLU()).eval()
+    path = tmp_path / "a.onnx"
+    with graph.listen():
+        torch.onnx.export(model, (X,), path, external_data=False, verbose=False, optimize=False)
+    assert "BatchNormalization" in graph.count_operators(path)
+    names = {"onnx": onnx}
+    exec(notebook_cell("08_eval_mode", "def training_nodes"), names)
+    assert names["training_nodes"](path) == ([] if kind == "stored" else ["BatchNormalization"])
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_onnxsims_table_is_read_with_and_without_rich(rich):
+    """The package draws boxes if rich is installed and the console can show them, else bars."""
+    corner, bar = ("┏━━┳━━┓", "│") if rich else ("+--+--+", "|")
+    lines = [corner, f"{bar} Add {bar} 8 {bar} 7 {bar}", f"{bar} Model Size {bar} 44.6MiB {bar} 44.5MiB {bar}"]
+    lines += [f"{bar} MACs {bar} 64*batch*(floor(height/2)) {bar} 64*batch {bar}", corner]
+    cell = notebook_cell("06_onnxsim", "re.findall(row")
+    (pattern,) = (line.strip() for line in cell.splitlines() if line.strip().startswith("row = "))
+    names = {}
+    exec(pattern, names)
+    found = re.findall(names["row"], "\n".join(lines), re.M)
+    assert found == [("Add", "8", "7"), ("Model Size", "44.6MiB", "44.5MiB")]
+
+
+HOPELESS = {
+    "04_speed_resnet18": "launch = single.loc",
+    "05_speed_mobilenet_v3_small": 'single[["PyTorch GPU", "ONNX Runtime GPU"]]',
+}
+
+
+@pytest.mark.parametrize("notebook", HOPELESS)
+@pytest.mark.parametrize("there", [["PyTorch"], ["ONNX Runtime"], ["PyTorch", "ONNX Runtime"], []], ids="+".join)
+def test_the_gpu_sentence_speaks_of_the_engines_that_are_there(notebook, there):
+    """With plain onnxruntime beside a CUDA build of PyTorch, the usual machine, one engine fills its columns."""
+    index = pd.MultiIndex.from_product([[1, 16], [32, 256]], names=["batch", "height"])
+    keys = {"PyTorch": "pytorch_gpu", "ONNX Runtime": "ort_gpu"}
+    columns = [f"{name} GPU{copies}" for name in keys for copies in ("", " + copies")]
+    wide = pd.DataFrame({c: 2.0 if c.partition(" GPU")[0] in there else np.nan for c in columns}, index=index)
+    wide.loc[:, [c for c in columns if "copies" in c]] *= 2
+    on_gpu = [keys[name] for name in there]
+    gpu = pd.DataFrame(
+        {"column": on_gpu, "first_run_ms": 10.0, "p50_ms": 2.0}, columns=["column", "first_run_ms", "p50_ms"]
+    )
+    said = []
+    names = {"wide": wide, "gpu": gpu, "on_gpu": on_gpu, "np": np, "Markdown": str, "display": said.append}
+    exec(notebook_cell(notebook, HOPELESS[notebook]), names)
+    (text,) = said
+    assert ("no GPU rows" in text) == (not there)
+    for name in keys:
+        assert (f"{name} GPU " in text) == (name in there), text
+    assert ("50%" in text) == ("PyTorch" in there), "copies"
