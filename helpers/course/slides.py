@@ -100,7 +100,8 @@ def _prose(source: str, wanted: str | None) -> Iterator[NotebookNode]:
 def _code(cell: NotebookNode, wanted: str | None, lead: NotebookNode | None) -> Iterator[NotebookNode]:
     """Make a slide of the code, unless it is hidden, with what it prints, and one of each picture or table."""
     is_hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
-    printed = [output for output in cell.outputs if output.output_type == "stream"]
+    streams = [output for output in cell.outputs if output.output_type == "stream"]
+    printed = [output for output in streams if output.text.strip()]  # a line's end may come as an output of its own
     shown = [output for output in cell.outputs if output.output_type != "stream"]
     if not is_hidden:
         lines = _lines(cell.source)

@@ -55,6 +55,7 @@ def test_slide_types_decide_and_without_them_headings_and_lengths_do(tmp_path):
     kept.metadata["slideshow"] = {"slide_type": "fragment"}
     told.metadata["jupyter"] = {"source_hidden": True}
     told.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": "**So it is.**"})]
+    told.outputs.append(nbformat.v4.new_output("stream", text="\n"))  # no slide of its own: it would be blank
     left.metadata["slideshow"] = {"slide_type": "skip"}
     made = [(cell.metadata.slideshow.slide_type, cell.source.split("\n")[0]) for cell in slides._deck(lesson).cells]
     assert made == [
