@@ -30,7 +30,7 @@ Beyond the article:
     chromium     a browser without a window
     errors       what a message means: the table, and the search over it
 
-Not for lessons, and behind the commands that ``python -m helpers --help`` lists:
+Not for lessons, and behind the commands that ``python -m course --help`` lists:
 
     course       what runs, stores, renders and prints the notebooks
 """

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 from torchvision.transforms._presets import ImageClassification
 
-from helpers import images, settings
+from helpers import preprocessing, settings
 
 NETWORKS = ("resnet18", "mobilenet_v3_small")  # the article's
 REAL_NETWORK = "efficientnet_lite0"  # with ImageNet weights on every machine, online or not
@@ -59,10 +59,10 @@ class LoadedWeights:
 
     @property
     def preprocessing(self) -> ImageClassification:
-        """What these weights were published with: PIL picture -> float32 (3, 224, 224); see ``images.preprocess``."""
+        """What these weights were published with: PIL picture -> float32 (3, 224, 224); see ``preprocessing.preprocess``."""
         if self.network == REAL_NETWORK:
-            return images.preprocessing(224, resize=256, mean=(0.498,) * 3, std=(0.502,) * 3)
-        return images.preprocessing(224, resize=256)
+            return preprocessing.preprocessing(224, resize=256, mean=(0.498,) * 3, std=(0.502,) * 3)
+        return preprocessing.preprocessing(224, resize=256)
 
     def __str__(self) -> str:
         if self.kind == "imagenet":

@@ -1,4 +1,4 @@
-"""Configure Sphinx, which renders outputs and runs nothing; ``python -m helpers build`` runs the cells before."""
+"""Configure Sphinx, which renders outputs and runs nothing; ``python -m course build`` runs the cells before."""
 
 project = "Image classifiers into production with ONNX"
 author = "the course's contributors"

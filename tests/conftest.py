@@ -7,7 +7,7 @@ import socket
 import matplotlib
 import pytest
 
-from helpers import images, settings
+from helpers import photos, settings
 
 matplotlib.use("Agg")  # not MPLBACKEND=Agg: kernels would inherit it, and notebooks would store no figures
 
@@ -61,4 +61,4 @@ def samples(tmp_path_factory):
     """Return the table of the sample photos, copied into a temporary folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "IMAGES", tmp_path_factory.mktemp("images"))
-        return images.sample_photos()
+        return photos.sample_photos()

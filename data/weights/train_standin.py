@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from helpers import images, labels, settings
+from helpers import labels, photos, preprocessing, settings
 
 # A label smoothed towards classes that look alike teaches believable runners-up: a tabby, or perhaps a tiger cat.
 LOOKALIKES = {
@@ -48,11 +48,11 @@ LONGEST_SIDE = 400  # px; crops of at most 256 px need no more
 
 def load_photos() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
     """Return the photos as uint8 (3, H, W), their class ids (9,) and their soft labels (9, 1000)."""
-    table = images.sample_photos()
+    table = photos.sample_photos()
     names = list(labels.class_table()["english"])
     photos, soft = [], torch.full((len(table), 1000), (1 - TRUE_SHARE - LOOKALIKE_SHARE) / 1000)
     for row in table.itertuples():
-        photo = v2.functional.pil_to_tensor(images.open_photo(row.path))
+        photo = v2.functional.pil_to_tensor(photos.open_photo(row.path))
         shorter = round(min(photo.shape[1:]) * LONGEST_SIDE / max(photo.shape[1:]))
         photos.append(v2.functional.resize(photo, shorter, antialias=True))
         soft[row.Index, row.class_id] += TRUE_SHARE
@@ -128,9 +128,11 @@ def report(model: nn.Module, path: Path) -> None:
             batch, which = random_crops(photos, 27, size, colour=False)
             right.append(model(batch).argmax(1) == class_ids[which])
         print(f"held-out crops at {size} px: {torch.cat(right).float().mean():.1%} of {10 * 27} right")
-    table = images.sample_photos()
+    table = photos.sample_photos()
     for size, resize in ((224, 256), (224, 224), (256, 256)):
-        batch = torch.stack([images.preprocessing(size, resize=resize)(images.open_photo(p)) for p in table["path"]])
+        batch = torch.stack(
+            [preprocessing.preprocessing(size, resize=resize)(photos.open_photo(p)) for p in table["path"]]
+        )
         probability = model(batch).softmax(1)
         right = (probability.argmax(1) == class_ids).sum()
         true = probability.gather(1, class_ids[:, None])

@@ -22,8 +22,8 @@ from playwright.sync_api import Browser, Page, Route, TimeoutError, sync_playwri
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from helpers import chromium
 from helpers.models import load_model
+from notebooks.lessons import chromium
 
 FIGURES = Path(__file__).resolve().parent
 # name of the picture -> how the exporter is told about the input's dimensions, and a reader about the picture

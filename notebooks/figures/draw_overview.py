@@ -16,7 +16,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from helpers import images, labels, models, plots, settings
+from helpers import labels, models, photos, plots, preprocessing, settings
 
 TARGET = Path(__file__).with_name("overview.png")
 
@@ -27,8 +27,8 @@ def main() -> None:
         sys.exit("There is no Chinese font here: install one (Debian: fonts-noto-cjk), or the names would be boxes.")
     plots.use_course_style()
     model, weights = models.load_model("efficientnet_lite0")
-    photo = images.open_photo(images.sample_photos().set_index("file").loc["cat.png", "path"])
-    x = images.preprocess(photo, weights.preprocessing)
+    photo = photos.open_photo(photos.sample_photos().set_index("file").loc["cat.png", "path"])
+    x = preprocessing.preprocess(photo, weights.preprocessing)
     path = settings.exports_folder("overview") / "efficientnet_lite0.onnx"
     example = (torch.from_numpy(x),)
     torch.onnx.export(model, example, path, input_names=["input"], external_data=False, verbose=False)

@@ -8,8 +8,9 @@ import nbformat
 import pytest
 from courses import ASK, REFUSED, Built, build, copy_course, make, wrong_answers
 
-from helpers import chromium, settings, webpage
-from helpers.course import notebooks
+from course import notebooks
+from helpers import settings
+from notebooks.lessons import chromium, webpage
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import nbformat
 
+from course import notebooks
 from helpers import settings
-from helpers.course import notebooks
 
 BOOKS = notebooks.notebooks()
 REFUSED = "refused by "  # what a check of a wrong answer prints
@@ -93,7 +93,7 @@ def build(root, *options, startup="", **environment):
     plain = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     plain.pop("CI", None)  # which alone would keep OpenVINO from asking the network
     return subprocess.run(
-        [sys.executable, "-m", "helpers", "build", "--effort", "quick", *options],
+        [sys.executable, "-m", "course", "build", "--effort", "quick", *options],
         cwd=root,
         env={**plain, "COURSE_WEIGHTS": "stand-in", "IPYTHONDIR": str(root.parent / "ipython"), **environment},
         capture_output=True,

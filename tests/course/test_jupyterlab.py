@@ -22,8 +22,8 @@ import psutil
 import pytest
 from courses import code_cells, copy_course
 
-from helpers import chromium
-from helpers.course import notebooks
+from course import notebooks
+from notebooks.lessons import chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import ElementHandle

@@ -9,13 +9,14 @@ from graphlib import TopologicalSorter
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
+import helpers.course
 import pytest
 import yaml
 from courses import code_cells
 
-import helpers.course
-from helpers import settings, webpage
-from helpers.course import notebooks
+from course import notebooks
+from helpers import settings
+from notebooks.lessons import webpage
 
 ROOT = settings.ROOT
 
@@ -33,7 +34,7 @@ def names():
 
 def test_readme_table_is_the_folder():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert notebooks.readme_table() in readme, "run python -m helpers store"
+    assert notebooks.readme_table() in readme, "run python -m course store"
     assert len(notebooks.notebooks()) == len(list(settings.NOTEBOOKS.glob("*.ipynb"))), "a notebook without a number"
 
 

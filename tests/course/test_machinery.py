@@ -11,10 +11,10 @@ import nbformat
 import pytest
 from courses import build, make
 
+from course import build as builder
+from course import notebooks, run
 from helpers import __main__ as command
 from helpers import settings
-from helpers.course import build as builder
-from helpers.course import notebooks, run
 
 HELPERS = "import sys\nsys.path.append('..')\n"
 
@@ -294,7 +294,7 @@ def test_pictures_are_described_and_hidden_sources_are_one_click_away(small_cour
 
 
 def test_importing_the_machinery_loads_no_torch():
-    modules = ", ".join(f"helpers.course.{path.stem}" for path in (settings.ROOT / "helpers/course").glob("[a-z]*.py"))
+    modules = ", ".join(f"course.{path.stem}" for path in (settings.ROOT / "helpers/course").glob("[a-z]*.py"))
     code = (
         f"import sys, helpers.__main__, {modules}\nprint({{'torch', 'onnxruntime', 'matplotlib'}} & sys.modules.keys())"
     )
@@ -313,6 +313,6 @@ def test_the_paddle_command_names_the_step_that_failed(monkeypatch, tmp_path, ca
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     monkeypatch.setattr(settings, "EXPORTS", tmp_path)
-    monkeypatch.setattr("helpers.course.paddle.PACKAGES", ("no/such package",))
+    monkeypatch.setattr("course.paddle.PACKAGES", ("no/such package",))
     assert command.main(["paddle"]) == 1
     assert "error: this step failed with code" in capfd.readouterr().err

@@ -7,8 +7,9 @@ import sys
 import pytest
 from courses import BOOKS, REFUSED, build, code_cells, copy_course, printed, tags, wrong_answers
 
-from helpers import settings, webpage
-from helpers.course import notebooks
+from course import notebooks
+from helpers import settings
+from notebooks.lessons import webpage
 
 MAX_KIB = 400
 LONGEST_CELL = 25  # visible lines
@@ -51,7 +52,7 @@ def test_stored_outputs_are_fresh(path):
         pytest.skip("each Python words a syntax tree in its own way, so hashes compare within one version")
     stored = book.metadata.get("course", {})
     assert stored.get("source_hash") == notebooks.source_hash(path), (
-        f"code, helpers or data changed after the stored run: python -m helpers store --only {path.name[:2]}"
+        f"code, helpers or data changed after the stored run: python -m course store --only {path.name[:2]}"
     )
     assert stored["effort"] == "standard"
     assert notebooks.minutes(path) in book.cells[0].source, "the time shown is not that of the stored run"
@@ -70,7 +71,7 @@ def test_structure(path):
     assert "machine.versions_line()" in code_cells(book)[0].source
     assert re.search(r"^[A-Z_]+ = ", code_cells(book)[1].source, re.MULTILINE), "no settings in capitals"
     links = notebooks.navigation(path)
-    assert first.endswith(links) and book.cells[-1].source.endswith(links), "run python -m helpers store"
+    assert first.endswith(links) and book.cells[-1].source.endswith(links), "run python -m course store"
     prose = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
     levels = [len(marks) for marks in re.findall(r"(?m)^(#+) \S", re.sub(r"(?ms)^```.*?^```", "", prose))]
     assert levels[0] == 1 and levels.count(1) == 1, "the contents pane should begin with the one title"
@@ -193,7 +194,7 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
     assert len(optional) >= 5
     unnamed = [name for name in optional if not re.search(rf"pip install [\w -]*{name}\b", text["11"])]
     assert not unnamed, f"no row of 11 says how to get {unnamed}"
-    assert webpage.INSTALL in text["11"] and "python -m helpers paddle" in text["11"]
+    assert webpage.INSTALL in text["11"] and "python -m course paddle" in text["11"]
     assert "python -m pip install openvino" in text["09"] and "python -m pip install openvino" in text["10"]
     assert "An old processor" in text["09"]
     assert "pytorch.org" in (tmp_path / "tried.txt").read_text(), "the cable was not pulled: nobody asked for weights"

@@ -10,9 +10,10 @@ import pytest
 from courses import BOOKS, code_cells, make, printed, tags
 from PIL import Image
 
+from course import handout, notebooks, run, slides
 from helpers import __main__ as command
-from helpers import chromium, plots, settings
-from helpers.course import book, handout, notebooks, pages, run, slides
+from helpers import plots, settings
+from notebooks.lessons import chromium
 
 needs_browser = pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())
 LOCAL = ("file:", "data:", "blob:", "about:")
@@ -250,10 +251,10 @@ def test_pictures_show_a_page_whole_at_both_widths_light_and_dark(tmp_path):
 
 def test_pictures_of_no_site_are_refused(tmp_path, capsys):
     assert command.main(["pictures", "--site", str(tmp_path)]) == 2
-    assert "python -m helpers build makes one" in capsys.readouterr().err
+    assert "python -m course build makes one" in capsys.readouterr().err
 
 
 def test_the_teachers_page_lists_what_the_notebooks_promise():
     assert notebooks.goals_list() in (settings.NOTEBOOKS / "teaching.md").read_text("utf-8"), (
-        "run python -m helpers store"
+        "run python -m course store"
     )

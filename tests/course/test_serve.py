@@ -28,10 +28,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from torchvision.transforms import InterpolationMode
 
-from helpers import images, labels, models, photos, settings
+from helpers import labels, models, photos, preprocessing, settings
 
 CELLS = nbformat.read(settings.NOTEBOOKS / "14_serve_it.ipynb", as_version=4).cells
-HOW = images.preprocessing(
+HOW = preprocessing.preprocessing(
     224, resize=256, mean=(0.498,) * 3, std=(0.502,) * 3, interpolation=InterpolationMode.BICUBIC
 )
 TOLERATED = int(re.search(r"TOLERATED = (\d+)", CELLS[2].source)[1])  # steps of 255, as the notebook says
@@ -125,7 +125,7 @@ def picture(height, width):
 def test_the_graph_prepares_as_torchvision(kit, shape):
     photo = picture(*shape)
     ours = ort.InferenceSession(kit.prepare.SerializeToString()).run(None, {"picture": np.asarray(photo)})[0]
-    steps = np.abs(ours - images.preprocess(photo, HOW)) * 255 * 0.502
+    steps = np.abs(ours - preprocessing.preprocess(photo, HOW)) * 255 * 0.502
     assert ours.shape == (1, 3, 224, 224)
     assert steps.max() < TOLERATED, f"{steps.max():.1f} steps of 255"
     assert (steps > 0.5).mean() < 0.03
@@ -134,7 +134,7 @@ def test_the_graph_prepares_as_torchvision(kit, shape):
 def test_the_graph_prepares_grey_as_torchvision(kit):
     photo = picture(300, 400).convert("L").convert("RGB")
     ours = ort.InferenceSession(kit.prepare.SerializeToString()).run(None, {"picture": np.asarray(photo)})[0]
-    assert np.abs(ours - images.preprocess(photo, HOW)).max() * 255 * 0.502 < 2
+    assert np.abs(ours - preprocessing.preprocess(photo, HOW)).max() * 255 * 0.502 < 2
     assert np.ptp(ours, axis=1).max() < 1e-5, "grey stays grey"
 
 
@@ -238,7 +238,7 @@ async def bomb(body):
 
 
 async def no_picture(body):
-    raise images.PhotoError("picture is not a picture that Pillow can read: save it as JPEG or PNG.")
+    raise photos.PhotoError("picture is not a picture that Pillow can read: save it as JPEG or PNG.")
 
 
 ANSWERS = {
@@ -659,8 +659,8 @@ def test_a_port_that_is_taken_is_said(kit):
 def test_the_naive_server_names_the_first_class(kit):
     """Quick effort, at which the tests run the notebook, leaves it out."""
     network, weights = models.load_model(models.REAL_NETWORK)
-    path = images.sample_photos().path.iloc[0]
-    scores = network(weights.preprocessing(images.open_photo(path))[None])
+    path = photos.sample_photos().path.iloc[0]
+    scores = network(weights.preprocessing(photos.open_photo(path))[None])
     with kit.running(program="naive.py") as url:
         answer = kit.ask(url, path.read_bytes())
     assert answer[:2] == (200, labels.class_names("chinese")[scores.argmax()]), "another class than the network's first"

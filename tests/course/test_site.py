@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from courses import BOOKS
 
+from course import pages as pictured
 from helpers import settings
-from helpers.course import pages as pictured
 
 LOCAL = ("file:", "data:", "blob:")
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from helpers import results, sweep, timing
+from helpers import timing
 from helpers.engines import COLUMNS
+from helpers.speed import results, sweep
 
 
 def plain_ms(column, batch, size):

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from helpers import article, models
+from helpers import models
 from helpers.engines import COLUMNS
+from helpers.speed import article
 
 
 @pytest.mark.parametrize(("network", "columns", "first_ms"), [("resnet18", 6, 57.7), ("mobilenet_v3_small", 4, 57.5)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers import chromium
+from notebooks.lessons import chromium
 
 
 @pytest.fixture(autouse=True)

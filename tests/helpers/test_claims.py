@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from speed_tables import make_table, plain_ms, sparse
 
-from helpers import article, claims, results, settings
+from helpers import settings
 from helpers.engines import COLUMNS
+from helpers.speed import article, claims, results
 
 
 def verdicts(ms=plain_ms, **settings):

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, version_converter
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from helpers import chromium, errors
+from notebooks.lessons import chromium, errors
 
 X = np.zeros((1, 3, 32, 32), np.float32)
 

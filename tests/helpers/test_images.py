@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageFile, features
 from torchvision import transforms
 from torchvision.models import EfficientNet_B0_Weights, MobileNet_V3_Small_Weights, ResNet18_Weights
 
-from helpers import images, labels, settings
+from helpers import labels, photos, preprocessing, settings
 from helpers import photos as opening
 
 # Every picture below shows four flat quarters, 48 x 32 px, all different: a turned or mirrored one is noticed, and
@@ -101,7 +101,7 @@ def test_odd_picture_opens_with_the_right_pixels(tmp_path, name):
     picture, options, expected, tolerance = PICTURES[name]
     path = tmp_path / name
     picture.save(path, **options)
-    opened = images.open_photo(path)
+    opened = photos.open_photo(path)
     path.unlink()  # the pixels must not be read from the file later
     assert opened.mode == "RGB"
     found = np.asarray(opened).astype(float)
@@ -112,7 +112,7 @@ def test_path_may_be_text_and_folders_chinese(tmp_path):
     folder = tmp_path / "我的图片" / "二〇二四年"
     folder.mkdir(parents=True)
     RGB.save(folder / "猫.png")
-    assert np.array_equal(images.open_photo(str(folder / "猫.png")), quarters(FOUR))
+    assert np.array_equal(photos.open_photo(str(folder / "猫.png")), quarters(FOUR))
 
 
 # EXIF orientation -> how stored pixels become upright ones, by the standard's table of rows and columns
@@ -138,7 +138,7 @@ def test_exif_rotation_is_undone(tmp_path, orientation, suffix, tolerance):
     path = tmp_path / f"phone.{suffix}"
     RGB.save(path, exif=exif, **({"quality": 95, "subsampling": 0} if suffix == "jpg" else {}))
     expected = TURNS[orientation](quarters(FOUR)).astype(float)
-    found = np.asarray(images.open_photo(path)).astype(float)
+    found = np.asarray(photos.open_photo(path)).astype(float)
     assert found.shape == expected.shape, f"orientation {orientation}: width and height are confused"
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=f"orientation {orientation}")
 
@@ -150,7 +150,7 @@ def test_odd_exif_entries_do_not_stop_a_rotated_photo(tmp_path):
     path = tmp_path / "odd.jpg"
     RGB.save(path, exif=exif, quality=95, subsampling=0)
     expected = np.rot90(quarters(FOUR), -1).astype(float)
-    np.testing.assert_allclose(np.asarray(images.open_photo(path)).astype(float), expected, atol=4)
+    np.testing.assert_allclose(np.asarray(photos.open_photo(path)).astype(float), expected, atol=4)
 
 
 def half(picture, **options):
@@ -215,8 +215,8 @@ def test_bad_file_is_refused_by_name_in_one_line(tmp_path, name):
         pytest.skip("this Pillow cannot write AVIF")
     make, reason = BAD_FILES[name]
     make(tmp_path / name)
-    with pytest.raises(images.PhotoError, match=reason) as caught:
-        images.open_photo(tmp_path / name)
+    with pytest.raises(photos.PhotoError, match=reason) as caught:
+        photos.open_photo(tmp_path / name)
     message = str(caught.value)
     assert name in message, "the message does not name the file"
     assert "\n" not in message and message.endswith("."), f"not one sentence on one line: {message!r}"
@@ -230,14 +230,14 @@ def test_bombs_are_refused_before_a_pixel_is_decoded(tmp_path, monkeypatch, name
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
     BAD_FILES[name][0](tmp_path / name)
-    with pytest.raises(images.PhotoError):
-        images.open_photo(tmp_path / name)
+    with pytest.raises(photos.PhotoError):
+        photos.open_photo(tmp_path / name)
 
 
 @pytest.mark.parametrize("size", [(50, 1), (10, 500), (1, 1), (3, 7)])
 def test_small_and_narrow_photos_open(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "small.png")
-    assert images.open_photo(tmp_path / "small.png").size == size
+    assert photos.open_photo(tmp_path / "small.png").size == size
 
 
 def fill(folder, good=(), bad=()):
@@ -250,7 +250,7 @@ def fill(folder, good=(), bad=()):
 def test_one_bad_file_does_not_stop_the_others(tmp_path):
     fill(tmp_path, good=["c.png", "a.png", "照片.png"], bad=["b.jpg", ".gitignore"])
     (tmp_path / "d").mkdir()
-    photos, left_out = images.open_folder(tmp_path)
+    photos, left_out = photos.open_folder(tmp_path)
     assert list(photos) == ["a.png", "c.png", "照片.png"], "photos must come in the order of their names"
     assert photos["c.png"].getpixel((0, 0)) == (0, 0, 0), "a photo stands under another one's name"
     assert list(left_out) == ["b.jpg", "d"]
@@ -259,39 +259,39 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path):
 
 def test_folder_of_bad_files_names_each(tmp_path):
     fill(tmp_path, bad=["a.jpg", "b.png"])
-    with pytest.raises(images.PhotoError, match=r"no usable photo in .*a\.jpg is not.*b\.png is not") as caught:
-        images.open_folder(tmp_path)
+    with pytest.raises(photos.PhotoError, match=r"no usable photo in .*a\.jpg is not.*b\.png is not") as caught:
+        photos.open_folder(tmp_path)
     assert str(tmp_path) in str(caught.value), "the message does not name the folder"
 
 
 @pytest.mark.parametrize("names", [[], [".gitignore"]], ids=["nothing in it", "hidden file only"])
 def test_empty_folder_is_refused(tmp_path, names):
     fill(tmp_path, bad=names)
-    with pytest.raises(images.PhotoError, match=r"no usable photo .* It is empty"):
-        images.open_folder(str(tmp_path))
+    with pytest.raises(photos.PhotoError, match=r"no usable photo .* It is empty"):
+        photos.open_folder(str(tmp_path))
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.touch()], ids=["missing", "a file"])
 def test_missing_folder_is_refused(tmp_path, make):
     make(tmp_path / "photos")
-    with pytest.raises(images.PhotoError, match=r"folder .*photos does not exist: make it"):
-        images.open_folder(tmp_path / "photos")
+    with pytest.raises(photos.PhotoError, match=r"folder .*photos does not exist: make it"):
+        photos.open_folder(tmp_path / "photos")
 
 
 def test_limit_counts_good_photos_and_says_what_was_left(tmp_path):
     fill(tmp_path, good=["a.png", "c.png", "d.png", "e.png"], bad=["b.png"])
-    photos, left_out = images.open_folder(tmp_path, limit=2)
+    photos, left_out = photos.open_folder(tmp_path, limit=2)
     assert list(photos) == ["a.png", "c.png"]
     assert list(left_out) == ["b.png", "d.png", "e.png"]
     assert "raise limit" in left_out["d.png"]
-    assert len(images.open_folder(tmp_path, limit=4)[0]) == 4
+    assert len(photos.open_folder(tmp_path, limit=4)[0]) == 4
 
 
 def test_default_folder_holds_the_samples_and_what_readers_add(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "IMAGES", tmp_path / "images")
     (tmp_path / "images").mkdir()
     fill(tmp_path / "images", good=["我的猫.png"])
-    photos, left_out = images.open_folder()
+    photos, left_out = photos.open_folder()
     assert len(photos) == 10 and "我的猫.png" in photos and not left_out
 
 
@@ -314,24 +314,24 @@ def test_samples_are_the_nine_of_the_packages(samples):
         assert row.match in {"exact", "nearest"}, f"{row.file}: match is {row.match!r}"
         assert row.match == "exact" or row.note, f"{row.file} is only near its class and no note says why"
         assert row.licence and row.credit, f"{row.file} has no licence or credit"
-        assert min(images.open_photo(row.path).size) >= 224, f"{row.file} is smaller than the network's input"
+        assert min(photos.open_photo(row.path).size) >= 224, f"{row.file} is smaller than the network's input"
 
 
 def test_more_photos_come_after_the_nine_and_have_no_class_of_imagenet(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "IMAGES", tmp_path)
-    nine, more = images.sample_photos(), images.sample_photos(more=True)
+    nine, more = photos.sample_photos(), photos.sample_photos(more=True)
     assert more["file"].tolist()[:9] == nine["file"].tolist() and more["file"].is_unique
     assert more["standin"].tolist() == ["trained"] * 9 + ["never seen"] * (len(more) - 9)
     assert len(list(tmp_path.iterdir())) == 9, "only the nine are copied: other notebooks open this folder"
     for row in more.iloc[9:].itertuples():
         assert (row.class_id, row.match) == (-1, "none") and row.licence and row.credit and row.note
-        assert row.path.read_bytes() and min(images.open_photo(row.path).size) >= 224, row.file
+        assert row.path.read_bytes() and min(photos.open_photo(row.path).size) >= 224, row.file
 
 
 def test_photo_that_is_there_is_not_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "IMAGES", tmp_path)
     (tmp_path / "cat.png").write_bytes(b"my own")
-    images.sample_photos()
+    photos.sample_photos()
     assert (tmp_path / "cat.png").read_bytes() == b"my own"
     assert len(list(tmp_path.iterdir())) == 9
 
@@ -348,7 +348,7 @@ def test_missing_package_is_named_with_what_to_do(tmp_path, monkeypatch, spec, m
     monkeypatch.setattr(settings, "IMAGES", tmp_path)
     monkeypatch.setattr(opening, "find_spec", lambda package: spec)
     with pytest.raises(FileNotFoundError, match=message):
-        images.sample_photos()
+        photos.sample_photos()
 
 
 ODD_SIZES = [(3, 7), (7, 3), (1, 1), (2, 31), (223, 225), (257, 255), (641, 333), (100, 1000)]  # px
@@ -358,7 +358,7 @@ ODD_SIZES = [(3, 7), (7, 3), (1, 1), (2, 31), (223, 225), (257, 255), (641, 333)
 def photos(samples):
     random = np.random.default_rng(1)
     noise = [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in ODD_SIZES]
-    return [images.open_photo(path) for path in samples["path"]] + noise
+    return [photos.open_photo(path) for path in samples["path"]] + noise
 
 
 @pytest.mark.parametrize(("size", "resize"), [(256, None), (224, 256), (224, 224), (225, 301), (31, 32), (1, 1)])
@@ -371,7 +371,7 @@ def test_preprocessing_equals_a_hand_built_one_to_the_last_bit(photos, size, res
             transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
         ]
     )
-    prepare = images.preprocessing(size, resize=resize)
+    prepare = preprocessing.preprocessing(size, resize=resize)
     for photo in photos:
         found = prepare(photo)
         assert found.shape == (3, size, size) and found.dtype == torch.float32
@@ -382,14 +382,14 @@ def test_preprocessing_equals_a_hand_built_one_to_the_last_bit(photos, size, res
 def test_preprocessing_equals_the_published_one_to_the_last_bit(photos, weights):
     published = weights.IMAGENET1K_V1.transforms()
     for photo in photos:
-        found = images.preprocessing(224, resize=256)(photo)
+        found = preprocessing.preprocessing(224, resize=256)(photo)
         assert torch.equal(found, published(photo)), f"differs on a photo of {photo.size} px"
 
 
 @pytest.mark.parametrize(("size", "resize"), [(0, None), (-1, None), (0, 256), (256, 255), (1, 0)])
 def test_impossible_sizes_are_refused(size, resize):
     with pytest.raises(ValueError, match=f"size is {size} and resize {size if resize is None else resize}; needed"):
-        images.preprocessing(size, resize=resize)
+        preprocessing.preprocessing(size, resize=resize)
 
 
 @pytest.mark.parametrize("photo_size", [(300, 300), (600, 200), (200, 600), (31, 33)], ids=str)
@@ -397,7 +397,7 @@ def test_impossible_sizes_are_refused(size, resize):
 def test_inputs_that_are_not_square_are_covered_by_the_photo_and_not_squeezed(photo_size, size, resize):
     height, width = size
     places = PLACES.resize(photo_size)  # red grows to the right, green downwards
-    red, green, blue = to_pixels(images.preprocess(places, images.preprocessing(size, resize=resize)))
+    red, green, blue = to_pixels(preprocessing.preprocess(places, preprocessing.preprocessing(size, resize=resize)))
     assert red.shape == size
     np.testing.assert_allclose(blue, 77, atol=1, err_msg="a border was padded with black")
     share = (red.max() - red.min()) / 255, (green.max() - green.min()) / 255  # of the photo's width and height
@@ -408,7 +408,7 @@ def test_inputs_that_are_not_square_are_covered_by_the_photo_and_not_squeezed(ph
 
 
 def test_one_mean_makes_a_grey_input_of_one_channel():
-    x = images.preprocess(RGB, images.preprocessing(32, mean=(0.5,), std=(0.25,)))
+    x = preprocessing.preprocess(RGB, preprocessing.preprocessing(32, mean=(0.5,), std=(0.25,)))
     assert x.shape == (1, 1, 32, 32)
     wanted = np.asarray(RGB.convert("L"))[:, 8:40] / 255
     np.testing.assert_allclose(x[0, 0] * 0.25 + 0.5, wanted, atol=1e-6)
@@ -426,7 +426,7 @@ def published_by_timm():
 )
 def test_a_published_transform_is_taken_as_it_is(make):
     transform = make()
-    x = images.preprocess(PLACES, transform)
+    x = preprocessing.preprocess(PLACES, transform)
     np.testing.assert_array_equal(x, transform(PLACES)[None].numpy())
     assert x.dtype == np.float32 and x.flags.c_contiguous
 
@@ -434,9 +434,11 @@ def test_a_published_transform_is_taken_as_it_is(make):
 def test_our_transform_says_everything_that_a_published_one_does(photos):
     photo = photos[0]
     theirs = EfficientNet_B0_Weights.IMAGENET1K_V1.transforms()
-    ours = images.preprocessing(224, resize=256, interpolation=theirs.interpolation)
-    np.testing.assert_array_equal(images.preprocess(photo, ours), images.preprocess(photo, theirs))
-    assert not np.array_equal(images.preprocess(photo, images.preprocessing(224, resize=256)), theirs(photo)[None])
+    ours = preprocessing.preprocessing(224, resize=256, interpolation=theirs.interpolation)
+    np.testing.assert_array_equal(preprocessing.preprocess(photo, ours), preprocessing.preprocess(photo, theirs))
+    assert not np.array_equal(
+        preprocessing.preprocess(photo, preprocessing.preprocessing(224, resize=256)), theirs(photo)[None]
+    )
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ def test_our_transform_says_everything_that_a_published_one_does(photos):
 )
 def test_a_transform_that_gives_no_input_is_refused(transform, what):
     with pytest.raises(ValueError, match=f"returned {what}; needed: a float tensor.*Normalize"):
-        images.preprocess(RGB, transform)
+        preprocessing.preprocess(RGB, transform)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +462,7 @@ def test_a_transform_that_gives_no_input_is_refused(transform, what):
 )
 def test_impossible_recipes_are_refused(choice):
     with pytest.raises(ValueError, match="needed"):
-        images.preprocessing(**choice)
+        preprocessing.preprocessing(**choice)
 
 
 # A photo that says of each of its pixels where it was: red grows to the right, green downwards, blue is the same.
@@ -480,9 +482,11 @@ def to_pixels(piece):
 
 @pytest.mark.parametrize("size", [1, 31, 64, None])
 def test_random_crops_are_inputs_of_the_network(samples, size):
-    photos = {row.file: images.open_photo(row.path) for row in samples.head(2).itertuples()}
+    photos = {row.file: photos.open_photo(row.path) for row in samples.head(2).itertuples()}
     crops = (
-        images.random_crops(photos, 3, seed=1) if size is None else images.random_crops(photos, 3, size=size, seed=1)
+        preprocessing.random_crops(photos, 3, seed=1)
+        if size is None
+        else preprocessing.random_crops(photos, 3, size=size, seed=1)
     )
     assert len(crops) == 3
     for name, piece in crops.items():
@@ -494,26 +498,26 @@ def test_random_crops_are_inputs_of_the_network(samples, size):
 
 
 def test_crops_are_normalised_like_the_network_that_gets_them():
-    like = images.preprocessing(mean=(0.498,) * 3, std=(0.502,) * 3)
-    theirs, usual = (images.random_crops(FLAT, 3, size=8, seed=1, like=which) for which in (like, None))
+    like = preprocessing.preprocessing(mean=(0.498,) * 3, std=(0.502,) * 3)
+    theirs, usual = (preprocessing.random_crops(FLAT, 3, size=8, seed=1, like=which) for which in (like, None))
     for name, piece in theirs.items():
         np.testing.assert_allclose((piece[0] * 0.502 + 0.498) * 255, to_pixels(usual[name]), atol=1e-3)
 
 
 def test_photos_take_turns_and_names_say_whose_piece_it_is():
-    crops = images.random_crops(FLAT, 7, size=8, seed=1)
+    crops = preprocessing.random_crops(FLAT, 7, size=8, seed=1)
     assert list(crops) == ["z #0000", "a #0001", "m #0002", "z #0003", "a #0004", "m #0005", "z #0006"]
     for name, piece in crops.items():
         colour = FLAT[name[0]].getpixel((0, 0))
         wanted = np.broadcast_to(np.reshape(colour, (3, 1, 1)), (3, 8, 8))
         np.testing.assert_allclose(to_pixels(piece), wanted, atol=1e-3, err_msg=f"{name} is of another photo")
-    assert list(images.random_crops(FLAT, 2, size=8, seed=1)) == ["z #0000", "a #0001"]
+    assert list(preprocessing.random_crops(FLAT, 2, size=8, seed=1)) == ["z #0000", "a #0001"]
 
 
 def test_random_crops_are_as_large_and_as_often_mirrored_as_they_say():
     size = 32
     shares, mirrored = [], []
-    for name, piece in images.random_crops({"places": PLACES}, 200, size=size, seed=1).items():
+    for name, piece in preprocessing.random_crops({"places": PLACES}, 200, size=size, seed=1).items():
         red, green, blue = to_pixels(piece)
         np.testing.assert_allclose(blue, 77, atol=1e-3, err_msg=f"{name}: a flat colour changed")
         # The centres of the outer pixels are half a pixel inside the piece.
@@ -534,10 +538,12 @@ def test_seed_alone_decides_what_is_cut():
     photos = {"places": PLACES, **FLAT}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        first = images.random_crops(photos, 8, size=16, seed=5)
+        first = preprocessing.random_crops(photos, 8, size=16, seed=5)
         torch.manual_seed(2)
-        assert same(images.random_crops(photos, 8, size=16, seed=5), first), "the caller's seed changes the pieces"
-    other = images.random_crops(photos, 8, size=16, seed=6)
+        assert same(preprocessing.random_crops(photos, 8, size=16, seed=5), first), (
+            "the caller's seed changes the pieces"
+        )
+    other = preprocessing.random_crops(photos, 8, size=16, seed=6)
     for name in ("places #0000", "places #0004"):
         assert not np.array_equal(first[name], other[name]), f"another seed cuts the same piece {name}"
     assert not np.array_equal(first["places #0000"], first["places #0004"]), "every piece of a photo is the same"
@@ -545,7 +551,7 @@ def test_seed_alone_decides_what_is_cut():
 
 def test_random_crops_leave_the_callers_random_numbers_alone():
     before = torch.get_rng_state()
-    images.random_crops({"places": PLACES}, 5, size=16, seed=5)
+    preprocessing.random_crops({"places": PLACES}, 5, size=16, seed=5)
     assert torch.equal(torch.get_rng_state(), before), "the caller's random numbers go on elsewhere"
 
 
@@ -560,4 +566,4 @@ def test_random_crops_leave_the_callers_random_numbers_alone():
 )
 def test_no_photos_or_no_crops_are_refused(photos, count, message):
     with pytest.raises(ValueError, match=message):
-        images.random_crops(photos, count, seed=1)
+        preprocessing.random_crops(photos, count, seed=1)

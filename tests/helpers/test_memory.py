@@ -16,7 +16,8 @@ import torch
 import torchvision
 from torch import nn
 
-from helpers import memory, results, settings
+from helpers import settings
+from helpers.speed import memory, results
 
 RESULTS = settings.DATA / "results"
 SHAPE = (1, 3, 32, 32)

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from speed_tables import make_table, sparse
 
-from helpers import claims, memory, results, settings, sweep, timing
+from helpers import settings, timing
+from helpers.speed import claims, memory, results, sweep
 
 NOTEBOOKS = settings.DATA.parent / "notebooks"
 TEXT = '<ir_version: 10, opset_import: ["": 18]> g (float[1] x) => (float[1] y) { y = Relu(x) }'

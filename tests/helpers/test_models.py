@@ -19,7 +19,8 @@ import torchvision
 from torchvision.models._api import Weights, WeightsEnum
 from torchvision.transforms import v2
 
-from helpers import images, labels, models, results, settings, sweep
+from helpers import labels, models, photos, preprocessing, settings
+from helpers.speed import results, sweep
 
 STANDINS = settings.WEIGHTS  # the folder in the repository; each test below sees a copy
 
@@ -346,8 +347,8 @@ def standin(request):
 
 @pytest.mark.parametrize(("size", "resize"), [(224, 256), (256, 256)])
 def test_stand_in_knows_every_sample_photo(standin, samples, size, resize):
-    prepare = images.preprocessing(size, resize=resize)
-    batch = torch.stack([prepare(images.open_photo(path)) for path in samples["path"]])
+    prepare = preprocessing.preprocessing(size, resize=resize)
+    batch = torch.stack([prepare(photos.open_photo(path)) for path in samples["path"]])
     with torch.inference_mode():
         probability = standin(batch).softmax(1)
     for row, p in zip(samples.itertuples(), probability, strict=True):
@@ -357,8 +358,8 @@ def test_stand_in_knows_every_sample_photo(standin, samples, size, resize):
 
 def test_stand_in_knows_crops_that_training_never_drew(standin, samples):
     crop = v2.RandomResizedCrop(224, scale=(0.35, 1.0), ratio=(0.75, 1.33), antialias=True)
-    prepare = images.preprocessing(224)
-    photos = [images.open_photo(path) for path in samples["path"]]
+    prepare = preprocessing.preprocessing(224)
+    photos = [photos.open_photo(path) for path in samples["path"]]
     right = []
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(settings.SEED + 777)
@@ -376,7 +377,7 @@ def real():
 
 
 def ask(network, samples, weights):
-    inputs = [images.preprocess(images.open_photo(path), weights.preprocessing) for path in samples["path"]]
+    inputs = [preprocessing.preprocess(photos.open_photo(path), weights.preprocessing) for path in samples["path"]]
     with torch.inference_mode():
         return network(torch.from_numpy(np.concatenate(inputs))).numpy()  # (photos, 1000)
 
@@ -396,7 +397,7 @@ def test_real_network_equals_the_packages_own(real):
     model, weights = real
     theirs = reference.EfficientNet.from_name("efficientnet-lite0", image_size=None)  # None: padded by the input's size
     theirs.load_state_dict(torch.load(weights.path, weights_only=True))
-    samples = images.sample_photos(more=True)
+    samples = photos.sample_photos(more=True)
     np.testing.assert_allclose(ask(model, samples, weights), ask(theirs.eval(), samples, weights), rtol=0, atol=1e-5)
     x = torch.rand(2, 3, 97, 130, generator=torch.Generator().manual_seed(1))  # odd sides are padded in another way
     with torch.inference_mode():
@@ -527,9 +528,9 @@ def own_networks():
             [f"part {i}" for i in range(1000)],
             SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms(),
         ),
-        "one channel": (lambda: grey, list("0123456789"), images.preprocessing(64, mean=(0.5,), std=(0.5,))),
-        "five classes": (lambda: resnet18(num_classes=5), list("abcde"), images.preprocessing(128)),
-        "256x128": (lambda: resnet18(num_classes=7), list("abcdefg"), images.preprocessing((256, 128))),
+        "one channel": (lambda: grey, list("0123456789"), preprocessing.preprocessing(64, mean=(0.5,), std=(0.5,))),
+        "five classes": (lambda: resnet18(num_classes=5), list("abcde"), preprocessing.preprocessing(128)),
+        "256x128": (lambda: resnet18(num_classes=7), list("abcdefg"), preprocessing.preprocessing((256, 128))),
     }
 
 
@@ -545,7 +546,7 @@ def test_section_your_own_network_of_03_takes_what_readers_bring(name, tmp_path,
     network.load_state_dict(models.load_state(tmp_path / "mine.pth"))
     here = {"own_model": network, "own_names": names, "own_transform": transform, "FOLDER": tmp_path, "TOLERANCE": 1e-4}
     here |= {"np": np, "ort": ort, "onnx": onnx, "torch": torch, "images": images, "labels": labels}
-    here["photo"] = images.open_photo(samples.set_index("file").loc["cat.png", "path"])
+    here["photo"] = photos.open_photo(samples.set_index("file").loc["cat.png", "path"])
     exec(export, here)
     exec(check, here)
     table = eval(answer, here)

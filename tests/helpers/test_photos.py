@@ -1,4 +1,4 @@
-"""images.open_photo on what people really have: every kind opens with the right pixels, or says why it does not."""
+"""photos.open_photo on what people really have: every kind opens with the right pixels, or says why it does not."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, Jpeg2KImagePlugin, PngImagePlugin, features
 
-from helpers import images, photos
+from helpers import photos
 
 ROWS, COLUMNS = np.mgrid[:48, :64]
 GREY = ((ROWS * 2 + COLUMNS * 2) % 256).astype(np.uint8)
@@ -22,16 +22,16 @@ BLOCKS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), 
 
 def off(path, wanted):
     """Return the mean absolute error of an opened picture, 0 to 255."""
-    found = np.asarray(images.open_photo(path)).astype(float)
+    found = np.asarray(photos.open_photo(path)).astype(float)
     assert found.shape == wanted.shape, f"{path.name}: {found.shape} instead of {wanted.shape}"
     return np.abs(found - wanted).mean()
 
 
 def reason(path):
-    with pytest.raises(images.PhotoError) as caught:
-        images.open_photo(path)
+    with pytest.raises(photos.PhotoError) as caught:
+        photos.open_photo(path)
     message = str(caught.value)
-    assert images.printable(Path(path).name) in message and message.isprintable() and message.endswith("."), message
+    assert photos.printable(Path(path).name) in message and message.isprintable() and message.endswith("."), message
     return message
 
 
@@ -250,7 +250,7 @@ def test_transparent_all_over_is_said(tmp_path):
     Image.new("RGBA", (9, 9), (1, 2, 3, 0)).save(tmp_path / "a.png")
     assert "transparent all over" in reason(tmp_path / "a.png")
     Image.new("RGBA", (9, 9), (1, 2, 3, 0)).save(tmp_path / "a.tga")  # TGA's writers often leave zeros
-    assert images.open_photo(tmp_path / "a.tga").getpixel((0, 0)) == (1, 2, 3)
+    assert photos.open_photo(tmp_path / "a.tga").getpixel((0, 0)) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -258,7 +258,7 @@ def test_transparent_all_over_is_said(tmp_path):
 def test_half_a_jpeg_with_an_end_marker_is_said(tmp_path, share, options):
     BLOCKS.save(tmp_path / "a.jpg", quality=90, **options)
     data = (tmp_path / "a.jpg").read_bytes()
-    assert images.open_photo(tmp_path / "a.jpg").size == BLOCKS.size
+    assert photos.open_photo(tmp_path / "a.jpg").size == BLOCKS.size
     (tmp_path / "half.jpg").write_bytes(data[: int(len(data) * share)] + b"\xff\xd9")
     assert "cut off" in reason(tmp_path / "half.jpg")
 
@@ -269,7 +269,7 @@ def test_whole_jpeg_that_ends_in_one_colour_is_not_taken_for_a_cut_one(tmp_path,
     Image.new("RGB", (640, 480), "white").convert(mode).save(tmp_path / "a.jpg", **options)
     (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + b"a phone's own data \xff\xd9")
     for name in ("a.jpg", "b.jpg"):
-        assert images.open_photo(tmp_path / name).getpixel((639, 479)) == (255, 255, 255)
+        assert photos.open_photo(tmp_path / name).getpixel((639, 479)) == (255, 255, 255)
 
 
 def test_large_metadata_is_no_damage(tmp_path):
@@ -302,8 +302,8 @@ FOREIGN = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_other_formats_say_which_program_they_need(tmp_path, name):
     (tmp_path / name).write_bytes(FOREIGN[name][0])
-    with pytest.raises(images.PhotoError, match=FOREIGN[name][1]):
-        images.open_photo(tmp_path / name)
+    with pytest.raises(photos.PhotoError, match=FOREIGN[name][1]):
+        photos.open_photo(tmp_path / name)
     reason(tmp_path / name)
 
 
@@ -347,8 +347,8 @@ def test_garbled_jpeg_2000_raises_nothing_else(tmp_path):
         data[random.integers(0, 250)] = random.integers(0, 256)
         (tmp_path / "a.jp2").write_bytes(data)
         try:
-            images.open_photo(tmp_path / "a.jp2")
-        except images.PhotoError:
+            photos.open_photo(tmp_path / "a.jp2")
+        except photos.PhotoError:
             refused += 1
     assert refused
 
@@ -362,8 +362,8 @@ def test_paths_that_lead_nowhere_are_named(tmp_path):
     assert "too long" in reason(LONG)
     assert "null byte" in reason("a\0b.png")
     for folder, words in [(LONG, "too long"), ("a\0b", "null byte")]:
-        with pytest.raises(images.PhotoError, match=words):
-            images.open_folder(folder)
+        with pytest.raises(photos.PhotoError, match=words):
+            photos.open_folder(folder)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
@@ -383,7 +383,7 @@ def test_name_that_is_no_utf_8_is_printable(tmp_path):
         pytest.skip("this file system takes UTF-8 only")
     (tmp_path / "two\nlines.png").write_bytes(b"no picture")
     BLOCKS.save(tmp_path / os.fsdecode("小猫.png".encode("gbk")))
-    photos, left_out = images.open_folder(tmp_path)
+    photos, left_out = photos.open_folder(tmp_path)
     for text in [*photos, *left_out, *left_out.values()]:
         assert text.encode("utf-8").decode().isprintable()
     assert len(photos) == 1 and len(left_out) == 2
@@ -393,8 +393,8 @@ def test_a_picture_s_bytes_open_as_its_file_does(tmp_path):
     """A service has the bytes only; its sentences speak of "picture"."""
     BLOCKS.save(tmp_path / "blocks.png")
     data = (tmp_path / "blocks.png").read_bytes()
-    opened = np.asarray(images.open_photo(io.BytesIO(data)))
-    assert np.array_equal(opened, np.asarray(images.open_photo(tmp_path / "blocks.png")))
+    opened = np.asarray(photos.open_photo(io.BytesIO(data)))
+    assert np.array_equal(opened, np.asarray(photos.open_photo(tmp_path / "blocks.png")))
     for broken in (b"", b"text", data[:200]):
-        with pytest.raises(images.PhotoError, match=r"^picture is "):
-            images.open_photo(io.BytesIO(broken))
+        with pytest.raises(photos.PhotoError, match=r"^picture is "):
+            photos.open_photo(io.BytesIO(broken))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from helpers import precision
+from helpers import compare
 
 INPUTS = {f"photo {n}": np.full((1, 3, 2, 2), n, dtype=np.float32) for n in range(3)}
 LOGITS = np.array([[4.0, -8.0, 1.0, 3.0]])
@@ -20,7 +20,7 @@ def off_by(amount, at=1):
 
 
 def test_errors_and_margin_are_those_put_in():
-    rows = precision.compare(reference, {"equal": reference, "off": off_by(0.5)}, INPUTS, k=2)
+    rows = compare.compare_logits(reference, {"equal": reference, "off": off_by(0.5)}, INPUTS, k=2)
     assert list(rows["photo"].unique()) == list(INPUTS) and len(rows) == 6
     by_backend = rows.set_index("backend")
     assert (by_backend.loc["equal", "max_abs_error"] == 0).all()
@@ -33,13 +33,13 @@ def test_errors_and_margin_are_those_put_in():
     ("amount", "at", "top1", "topk"), [(0.9, 3, True, True), (1.1, 3, False, True), (9, 2, False, False)]
 )
 def test_agreement_turns_exactly_where_the_order_does(amount, at, top1, topk):
-    row = precision.compare(reference, {"off": off_by(amount, at)}, INPUTS, k=2).iloc[0]
+    row = compare.compare_logits(reference, {"off": off_by(amount, at)}, INPUTS, k=2).iloc[0]
     assert (row["top1_agrees"], row["topk_agrees"]) == (top1, topk)
 
 
 def test_summary_counts_and_judges():
-    rows = precision.compare(reference, {"good": off_by(1e-5), "bad": off_by(2.0, 3)}, INPUTS, k=2)
-    table = precision.summary(rows, tolerance=1e-4)
+    rows = compare.compare_logits(reference, {"good": off_by(1e-5), "bad": off_by(2.0, 3)}, INPUTS, k=2)
+    table = compare.summary(rows, tolerance=1e-4)
     assert table.loc["good", "within"] and not table.loc["bad", "within"]
     assert table.loc["bad", "top1_agreement"] == 0 and table.loc["good", "photos"] == len(INPUTS)
     assert table.loc["bad", "max_error"] == pytest.approx(2.0)
@@ -49,12 +49,12 @@ def test_a_small_error_that_changes_the_class_is_not_within():
     def tied(x):
         return np.array([[1.0, 1.0 - 1e-6]])
 
-    rows = precision.compare(tied, {"flips": lambda x: tied(x)[:, ::-1]}, INPUTS, k=1)
-    assert not precision.summary(rows, tolerance=1e-4)["within"].any()
+    rows = compare.compare_logits(tied, {"flips": lambda x: tied(x)[:, ::-1]}, INPUTS, k=1)
+    assert not compare.summary(rows, tolerance=1e-4)["within"].any()
 
 
 def test_equal_logits_are_ordered_by_class():
-    assert precision.ranking(np.array([1.0, 3.0, 3.0, 2.0])).tolist() == [1, 2, 3, 0]
+    assert compare.ranking(np.array([1.0, 3.0, 3.0, 2.0])).tolist() == [1, 2, 3, 0]
 
 
 @pytest.mark.parametrize(
@@ -70,14 +70,14 @@ def test_equal_logits_are_ordered_by_class():
 )
 def test_what_cannot_be_compared_is_named(backends, inputs, k, message):
     with pytest.raises(ValueError, match=message):
-        precision.compare(reference, backends, inputs, k=k)
+        compare.compare_logits(reference, backends, inputs, k=k)
 
 
 def test_a_batch_is_no_photo():
     with pytest.raises(ValueError, match="those of one photo"):
-        precision.compare(lambda x: np.zeros((2, 4)), {"b": reference}, INPUTS)
+        compare.compare_logits(lambda x: np.zeros((2, 4)), {"b": reference}, INPUTS)
 
 
 def test_no_rows_have_no_summary():
     with pytest.raises(ValueError, match="no rows"):
-        precision.summary(precision.compare(reference, {"e": reference}, INPUTS, k=2).iloc[:0], tolerance=1e-4)
+        compare.summary(compare.compare_logits(reference, {"e": reference}, INPUTS, k=2).iloc[:0], tolerance=1e-4)

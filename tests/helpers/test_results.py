@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from speed_tables import make_table
 
-from helpers import results, settings
+from helpers import settings
 from helpers.engines import AGAIN
+from helpers.speed import results
 
 RESULTS = settings.DATA / "results"
 FACTS = {"cpu": "A", "usable_cores": 2, "gpu": None}

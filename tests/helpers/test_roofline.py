@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import models, roofline
+from helpers import models
+from notebooks.lessons import roofline
 
 
 class Residual(nn.Module):

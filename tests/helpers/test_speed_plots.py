@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 from speed_tables import make_table, plain_ms, sparse, with_status
 
-from helpers import article, results, speed_plots, timing
+from helpers import timing
 from helpers.engines import AGAIN, COLUMNS
+from helpers.speed import article, results
+from helpers.speed import plots as speed_plots
 
 ONNX = ("onnx_fix_sim", "onnx_dyn", "onnx_dyn_sim")
 

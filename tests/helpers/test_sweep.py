@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import engines, memory, results, settings, sweep, timing
+from helpers import engines, settings, timing
+from helpers.speed import memory, results, sweep
 from helpers.timing import Status
 
 COLUMNS = ("onnx_fix", "pytorch_cpu")

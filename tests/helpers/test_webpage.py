@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from helpers import chromium, images, labels, models, webpage
+from helpers import labels, models, photos, preprocessing
+from notebooks.lessons import chromium, webpage
 
 TOLERANCE = 1e-4  # of the largest logit; the page and Python compute in float32, in another order
 SIZE, RESIZE = 64, 72
@@ -43,7 +44,9 @@ def model_file(tmp_path_factory):
 def page(tmp_path_factory, model_file):
     """Return the folder of a written page."""
     folder = tmp_path_factory.mktemp("page")
-    webpage.write_page(folder, model_file, title="A <test> & more", transform=images.preprocessing(SIZE, resize=RESIZE))
+    webpage.write_page(
+        folder, model_file, title="A <test> & more", transform=preprocessing.preprocessing(SIZE, resize=RESIZE)
+    )
     return folder
 
 
@@ -59,11 +62,11 @@ def config_of(page):
 @needs_runtime
 @needs_browser
 def test_logits_in_the_browser_are_onnx_runtimes(page, model_file):
-    photos = images.sample_photos().set_index("file")["path"]
+    photos = photos.sample_photos().set_index("file")["path"]
     chosen = [photos["cat.png"], page / "猫 “2”.png"]  # one in colour, one grey and with an odd name
     shutil.copyfile(photos["cameraman.png"], chosen[1])
-    prepare = images.preprocessing(SIZE, resize=RESIZE)
-    inputs = {path.name: prepare(images.open_photo(path))[None].numpy() for path in chosen}
+    prepare = preprocessing.preprocessing(SIZE, resize=RESIZE)
+    inputs = {path.name: prepare(photos.open_photo(path))[None].numpy() for path in chosen}
     with webpage.serve(page) as url:
         found = webpage.visit(url, tensors=inputs, photos=chosen, runs=3, picture=page / "page.png")
     assert found["log"] == [], "the page's console is not silent"
@@ -82,7 +85,7 @@ def test_logits_in_the_browser_are_onnx_runtimes(page, model_file):
 @needs_runtime
 @needs_browser
 def test_changed_runtime_file_is_refused(tmp_path, model_file):
-    webpage.write_page(tmp_path, model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE))
+    webpage.write_page(tmp_path, model_file, title="t", transform=preprocessing.preprocessing(SIZE, resize=RESIZE))
     script = tmp_path / next(iter(webpage.FILES["wasm"]))
     script.write_bytes(script.read_bytes() + b"\n// an extra line")
     with webpage.serve(tmp_path) as url, pytest.raises(chromium.BrowserError, match="not the file that was expected"):
@@ -113,7 +116,7 @@ def test_broken_photo_and_broken_model_are_said(tmp_path, page, model_file):
 def test_engine_that_cannot_start_leaves_the_one_that_runs(page):
     from playwright.sync_api import sync_playwright
 
-    photo = images.sample_photos().set_index("file").loc["cat.png", "path"]
+    photo = photos.sample_photos().set_index("file").loc["cat.png", "path"]
     with webpage.serve(page) as url, sync_playwright() as playwright, chromium.launch(playwright) as browser:
         tab = browser.new_page()
         tab.goto(url)
@@ -149,7 +152,7 @@ def test_page_holds_names_in_both_languages_and_cannot_be_broken_by_one(page, mo
     assert (config["size"], config["resize"]) == (SIZE, RESIZE)
     evil = "</script><script>alert(1)</script>"
     monkeypatch.setattr(labels, "class_names", lambda language: [evil] * 1000)
-    webpage.write_page(tmp_path, model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE))
+    webpage.write_page(tmp_path, model_file, title="t", transform=preprocessing.preprocessing(SIZE, resize=RESIZE))
     assert config_of(tmp_path)["names"]["english"][0] == evil
     assert evil not in (tmp_path / "index.html").read_text("utf-8")
 
@@ -158,7 +161,7 @@ def test_page_holds_names_in_both_languages_and_cannot_be_broken_by_one(page, mo
 def test_runtime_of_another_version_is_refused(monkeypatch, tmp_path, model_file):
     monkeypatch.setattr(webpage, "FILES", {"wasm": {name: "sha384-other" for name in webpage.FILES["wasm"]}})
     with pytest.raises(chromium.BrowserError, match=f"is not onnxruntime-web {webpage.VERSION}'s"):
-        webpage.write_page(tmp_path, model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE))
+        webpage.write_page(tmp_path, model_file, title="t", transform=preprocessing.preprocessing(SIZE, resize=RESIZE))
 
 
 def test_missing_runtime_says_how_to_get_it(monkeypatch, tmp_path, model_file):
@@ -166,14 +169,18 @@ def test_missing_runtime_says_how_to_get_it(monkeypatch, tmp_path, model_file):
     assert webpage.missing_runtime() == f"not installed: {webpage.INSTALL}"
     with pytest.raises(FileNotFoundError, match="npm install --prefix"):
         webpage.write_page(
-            tmp_path / "page", model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE)
+            tmp_path / "page", model_file, title="t", transform=preprocessing.preprocessing(SIZE, resize=RESIZE)
         )
 
 
 def test_page_from_the_network_checks_the_same_hashes(monkeypatch, tmp_path, model_file):
     monkeypatch.setattr(webpage, "RUNTIME", tmp_path / "nowhere")
     webpage.write_page(
-        tmp_path / "page", model_file, title="t", transform=images.preprocessing(SIZE, resize=RESIZE), from_cdn=True
+        tmp_path / "page",
+        model_file,
+        title="t",
+        transform=preprocessing.preprocessing(SIZE, resize=RESIZE),
+        from_cdn=True,
     )
     config = config_of(tmp_path / "page")
     assert config["runtime"].startswith("https://") and webpage.VERSION in config["runtime"]

@@ -27,9 +27,10 @@ from IPython.display import Markdown, display
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import engines, machine, memory, settings, timing
+from helpers import engines, machine, settings, timing
 from helpers.engines import AGAIN, COLUMNS, REFERENCE
-from helpers.results import FINISHED, PROTOCOL, Results, Shape, from_blocks, key, to_table
+from helpers.speed import memory
+from helpers.speed.results import FINISHED, PROTOCOL, Results, Shape, from_blocks, key, to_table
 from helpers.timing import Status
 
 SIZES = (32, 64, 128, 256, 512, 640, 768, 1024)  # the article's heights and widths, px

@@ -30,7 +30,8 @@ import pandas as pd
 import torch
 from torch.utils import benchmark
 
-from helpers import engines, machine, models, results, settings, sweep, timing
+from helpers import engines, machine, models, settings, timing
+from helpers.speed import results, sweep
 
 SHAPE = (1, 3, 128, 128)
 PYTORCH, ONNX = "PyTorch", "ONNX Runtime"

@@ -1,6 +1,6 @@
 """How much memory a row needs: the peak of a process of its own, which may run out of it and harms no notebook.
 
-Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.memory '{…}'`` is that process. It imports only what
+Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.speed.memory '{…}'`` is that process. It imports only what
 the backend needs, so PyTorch does not weigh on ONNX Runtime's number; hence the imports inside functions.
 """
 
@@ -23,7 +23,7 @@ import psutil
 if TYPE_CHECKING:
     from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # With less than so many times the input's size free, a column is tried in a process of its own before it is run.
 # Peaks of the course's networks, without their imports, were up to 70 times the input (a test looks at data/results).
 TRY_APART = 300
@@ -115,7 +115,7 @@ def measure_peak(
             task["program"] = str(Path(folder) / "network.pt2")
             torch.export.save(torch.export.export(model, (torch.zeros(tuple(task["shape"])),)), task["program"])
         done = subprocess.run(
-            [sys.executable, "-X", "utf8", "-m", "helpers.memory", json.dumps(task)],
+            [sys.executable, "-X", "utf8", "-m", "helpers.speed.memory", json.dumps(task)],
             cwd=ROOT,
             env=os.environ | (environment or {}),
             capture_output=True,

@@ -20,7 +20,8 @@ from typing import ClassVar
 import numpy as np
 from torchvision.transforms._presets import ImageClassification
 
-from helpers import chromium, labels, settings
+from helpers import labels, settings
+from notebooks.lessons import chromium
 
 VERSION = "1.30.0"  # of onnxruntime-web; the hashes below are those of its files
 INSTALL = f"npm install --prefix data/exports/web onnxruntime-web@{VERSION}"  # from the course's root
@@ -169,7 +170,7 @@ def visit(
         "engine": engine,
         "picture": picture and str(Path(picture).resolve()),
     }
-    command = [sys.executable, "-X", "utf8", "-m", "helpers.webpage"]
+    command = [sys.executable, "-X", "utf8", "-m", "notebooks.lessons.webpage"]
     try:
         done = subprocess.run(
             command,

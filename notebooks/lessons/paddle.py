@@ -3,7 +3,7 @@
 paddle2onnx pins an older onnx than the course's, so the two cannot share an environment. One command makes the other
 environment (about 1 GB, in the git-ignored ``data/exports/paddle``) and leaves digits_paddle.onnx there:
 
-    python -m helpers paddle
+    python -m course paddle
 
 Taught in notebooks/11_one_file_many_engines.ipynb.
 """

@@ -33,7 +33,7 @@ def missing() -> str:
     """Return what is lacking to drive a browser, "" if nothing; found out by starting one, in another process."""
     if find_spec("playwright") is None:
         return "Playwright is not installed: python -m pip install playwright"
-    command = [sys.executable, "-m", "helpers.chromium"]
+    command = [sys.executable, "-m", "notebooks.lessons.chromium"]
     tried = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, timeout=START_S, check=False)
     return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
 

@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
-from helpers import results, timing
+from helpers import timing
 from helpers.engines import AGAIN, COLUMNS, REFERENCE
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
+from helpers.speed import results
 
 # column -> colour, marker, line
 STYLES = {

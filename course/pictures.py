@@ -5,8 +5,8 @@ import itertools
 import shutil
 from pathlib import Path
 
-from helpers import chromium
-from helpers.course import notebooks
+from course import notebooks
+from notebooks.lessons import chromium
 
 SCREENS = {"desktop": 1280, "phone": 390}  # widths in CSS pixels
 STRIP = 3000  # height of one picture of a long page, in CSS pixels; browsers draw nothing above about 16,000
@@ -19,7 +19,7 @@ def pictures(site: Path, out: Path) -> list[Path]:
     """
     pages = sorted(site.glob("*.html"))
     if not pages:
-        raise FileNotFoundError(f"There is no site in {site}: python -m helpers build makes one.")
+        raise FileNotFoundError(f"There is no site in {site}: python -m course build makes one.")
     if lack := chromium.missing():
         raise chromium.BrowserError(f"Pictures of pages are taken by a browser: {lack}")
     from playwright.sync_api import sync_playwright

@@ -18,8 +18,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from course import notebooks
 from helpers import settings
-from helpers.course import notebooks
 
 WORK = settings.ROOT / "_build"
 KERNELS_LOG = WORK / "kernels.log"

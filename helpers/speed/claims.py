@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 from scipy import stats
 
-from helpers import article, results, sweep
 from helpers.engines import COLUMNS
+from helpers.speed import article, results, sweep
 
 HOLDS, FAILS, UNDECIDED, NO_DATA = "holds", "fails", "undecided", "no data"
 LEVEL = 0.05

@@ -1,4 +1,4 @@
-"""The course's machinery, which no notebook and no learner's module imports; ``python -m helpers --help`` uses it.
+"""The course's machinery, which no notebook and no learner's module imports; ``python -m course --help`` uses it.
 
 Read first ``run``, then ``build``:
 

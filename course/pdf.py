@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from helpers import chromium, settings
-from helpers.course import build
+from course import build
+from helpers import settings
+from notebooks.lessons import chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -12,8 +12,8 @@ from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+from course import notebooks
 from helpers import settings
-from helpers.course import notebooks
 
 FRAME = (1280, 720)  # a slide's width and height, in CSS pixels
 LEAD_WORDS = 45  # of prose on a slide; what is longer goes to the presenter's notes, but for its first sentence

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
+from course import notebooks
+from course.run import KERNELS_LOG, WORK, run_all
 from helpers import settings
-from helpers.course import notebooks
-from helpers.course.run import KERNELS_LOG, WORK, run_all
 
 SITE = WORK / "html"
 
@@ -54,9 +54,9 @@ def _prepare(paths: list[Path]) -> None:
         except UnicodeEncodeError:
             print(f"The name of {str(photo)!a} is not UTF-8; rename the file if a notebook should show it.")
     if "images" in used:
-        from helpers import images
+        from helpers import photos
 
-        images.sample_photos()
+        photos.sample_photos()
     if "models" in used:
         from helpers import models
 

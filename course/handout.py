@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nbconvert.preprocessors import TagRemovePreprocessor
 
+from course import notebooks
 from helpers import settings
-from helpers.course import notebooks
 
 
 def handout(path: Path, out: Path, *, force: bool = False) -> Path:

@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper, parser
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import engines, machine, memory
+from helpers import engines, machine
+from helpers.speed import memory
 
 CACHE_SIZES = Path("/sys/devices/system/cpu/cpu0/cache")
 LEAST_MIB, MOST_MIB = 4, 256  # working sets of ``bandwidth``; the largest is four times the last cache if that is more
