@@ -1,20 +1,23 @@
-"""Engines: a network that is loaded, with its input bound, and the threads and provider that it really uses.
+"""Engines: the one place that opens sessions. A network that is loaded, its input bound, in whatever engine.
 
-Taught in notebooks/04_speed_resnet18.ipynb; opened by hand in notebooks/11_one_file_many_engines.ipynb.
+Taught in notebooks/04_speed_resnet18.ipynb; opened by hand in notebooks/11_one_file_many_engines.ipynb. PyTorch is
+imported only where it runs, so that a service and the process that measures memory can use this module without it.
 """
 
 import contextlib
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
-import torch
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,10 @@ COLUMNS = {
         Column("pytorch_gpu_copies", "PyTorch GPU + copies", "pytorch", "cuda"),
         Column("ort_gpu", "ONNX Runtime GPU", "onnxruntime", "cuda", copies=False, file="fix"),
         Column("ort_gpu_copies", "ONNX Runtime GPU + copies", "onnxruntime", "cuda", file="fix"),
-        Column("onnx_fix_again", "ONNX fix, opened again", "onnxruntime", file="fix"),  # for the floor: A and A again
+        Column("onnx_fix_again", "ONNX fix, opened again", "onnxruntime", file="fix"),  # A/A: for the noise floor
     )
 }
-REFERENCE, AGAIN = "pytorch_cpu", "onnx_fix_again"
+REFERENCE, AA = "pytorch_cpu", "onnx_fix_again"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -87,14 +90,15 @@ def missing(key: str) -> str:
     if key not in COLUMNS:
         raise ValueError(f"The column is {key!r}; it must be one of {', '.join(COLUMNS)}.")
     column = COLUMNS[key]
-    if column.device == "cuda" and column.engine == "pytorch" and not torch.cuda.is_available():
-        return "PyTorch finds no CUDA GPU"
-    if column.engine == "onnxruntime" and PROVIDERS[column.device] not in ort.get_available_providers():
-        return f"ONNX Runtime has no {PROVIDERS[column.device]}"
-    return ""
+    if column.engine == "onnxruntime":
+        found = PROVIDERS[column.device] in ort.get_available_providers()
+        return "" if found else f"ONNX Runtime has no {PROVIDERS[column.device]}"
+    import torch
+
+    return "" if column.device == "cpu" or torch.cuda.is_available() else "PyTorch finds no CUDA GPU"
 
 
-def open_column(key: str, *, model: nn.Module, path: str | Path | None, x: np.ndarray, threads: int) -> Backend:
+def open_column(key: str, *, model: "nn.Module", path: str | Path | None, x: np.ndarray, threads: int) -> Backend:
     """Make the backend that stands behind a column of the speed tables.
 
     Args:
@@ -103,8 +107,10 @@ def open_column(key: str, *, model: nn.Module, path: str | Path | None, x: np.nd
         path: the .onnx file; the other columns run it.
         x: input, shape (N, C, H, W), float32.
         threads: for every backend the same.
+    Returns:
+        The backend, its input bound.
     Raises:
-        ValueError: if there is no such column.
+        ValueError: if there is no such column, or no file for one that needs it.
         UnavailableError: if the column's device or provider is missing.
     """
     if lack := missing(key):
@@ -112,10 +118,12 @@ def open_column(key: str, *, model: nn.Module, path: str | Path | None, x: np.nd
     column = COLUMNS[key]
     if column.engine == "pytorch":
         return pytorch(model, x, threads=threads, device=column.device, copies=column.copies)
+    if path is None:
+        raise ValueError(f"The column {key} runs an .onnx file; path is None.")
     return onnxruntime(path, x, threads=threads, device=column.device, copies=column.copies)
 
 
-def pytorch(model: nn.Module, x: np.ndarray, *, threads: int, device: str = "cpu", copies: bool = True) -> Backend:
+def pytorch(model: "nn.Module", x: np.ndarray, *, threads: int, device: str = "cpu", copies: bool = True) -> Backend:
     """Make a PyTorch backend with a copy of the network: eval mode, inference mode, float32 (on a GPU no TF32).
 
     Args:
@@ -124,10 +132,14 @@ def pytorch(model: nn.Module, x: np.ndarray, *, threads: int, device: str = "cpu
         threads: of PyTorch's thread pool, which the whole process shares.
         device: "cpu" or "cuda".
         copies: each run copies the input to the device and the logits back; on the CPU there is nothing to copy.
+    Returns:
+        The backend, its input bound.
     Raises:
         ValueError: if the network is in training mode.
         UnavailableError: if PyTorch finds no such device.
     """
+    import torch
+
     if model.training:
         raise ValueError("The network is in training mode: call model.eval() first (notebook 08 shows why).")
     if device == "cuda" and not torch.cuda.is_available():
@@ -169,48 +181,47 @@ def onnx_session(
     *,
     threads: int | None = None,
     provider: str = "cpu",
-    provider_options: dict[str, object] | None = None,
-    level: str | None = None,
-    options: dict[str, object] | None = None,
-    config: dict[str, str] | None = None,
+    provider_options: Mapping[str, str] | None = None,
+    options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
     """Open an ONNX Runtime session as the course measures it: its defaults, spinning threads included.
 
     Args:
         path: the .onnx file, or its bytes.
-        threads: of the session's own pool; ONNX Runtime's default, the physical cores, if not given.
+        threads: of the session's own pool; what ``options`` say, by default the physical cores, if not given.
         provider: "cpu" or "cuda"; nodes that it cannot run are refused, not handed to the CPU unseen.
-        provider_options: of the provider, such as ``{"use_tf32": "1"}``; the course's tables have TF32 off.
-        level: of graph optimisation, such as "ORT_ENABLE_BASIC"; everything if not given.
-        options: attributes of ``SessionOptions`` to set, such as ``{"enable_mem_pattern": False}``.
-        config: entries for ``add_session_config_entry``.
+        provider_options: of CUDA's provider, such as ``{"use_tf32": "1"}``; the course's tables have TF32 off.
+        options: the session's options, such as the level of graph optimisation.
+    Returns:
+        The session.
     Raises:
         UnavailableError: if ONNX Runtime has no such provider, or takes another one.
     """
     name = PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise UnavailableError(f"ONNX Runtime has no {name}")
-    chosen = ort.SessionOptions()
-    chosen.intra_op_num_threads = threads or 0
-    if level:
-        chosen.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
-    for attribute, value in (options or {}).items():
-        setattr(chosen, attribute, value)
-    for entry, value in (config or {}).items():
-        chosen.add_session_config_entry(entry, value)
+    options = options or ort.SessionOptions()
+    options.intra_op_num_threads = threads or options.intra_op_num_threads
     if provider == "cpu":
-        return ort.InferenceSession(path, chosen, providers=[name])
+        return ort.InferenceSession(path, options, providers=[name])
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries that PyTorch's packages brought
-    chosen.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    session = ort.InferenceSession(path, chosen, providers=[(name, {"use_tf32": "0"} | (provider_options or {}))])
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    session = ort.InferenceSession(path, options, providers=[(name, {"use_tf32": "0", **(provider_options or {})})])
     if session.get_providers()[0] != name:
         raise UnavailableError(f"ONNX Runtime took {session.get_providers()[0]}, not {name}: are its libraries there?")
     return session
 
 
 def onnxruntime(
-    path: str | Path | bytes, x: np.ndarray, *, threads: int, device: str = "cpu", copies: bool = True, **settings
+    path: str | Path | bytes,
+    x: np.ndarray,
+    *,
+    threads: int,
+    device: str = "cpu",
+    copies: bool = True,
+    provider_options: Mapping[str, str] | None = None,
+    options: ort.SessionOptions | None = None,
 ) -> Backend:
     """Make an ONNX Runtime backend with a session of its own.
 
@@ -220,36 +231,35 @@ def onnxruntime(
         threads: of the session's own thread pool.
         device: "cpu" or "cuda".
         copies: each run takes the input from the host and brings the logits back; if not, both stay on the device.
-        settings: more for ``onnx_session``.
+        provider_options: as ``onnx_session`` takes them.
+        options: likewise.
+    Returns:
+        The backend, its input bound.
     Raises:
         UnavailableError: if ONNX Runtime has no provider for this device, or takes another one.
     """
     start = time.perf_counter()
-    session = onnx_session(path, threads=threads, provider=device, **settings)
+    session = onnx_session(path, threads=threads, provider=device, provider_options=provider_options, options=options)
     load_ms = (time.perf_counter() - start) * 1e3
     name = session.get_inputs()[0].name
-    if copies:
-
-        def run() -> list[np.ndarray]:
-            return session.run(None, {name: x})
-
-        def logits() -> np.ndarray:
-            return run()[0]
-
-    else:
-        binding = session.io_binding()
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))
-        binding.bind_output(session.get_outputs()[0].name, device)
-
-        def run() -> None:
-            session.run_with_iobinding(binding)
-
-        def logits() -> np.ndarray:
-            run()
-            return binding.copy_outputs_to_cpu()[0]
-
     found = session.get_session_options().intra_op_num_threads
-    return Backend(run, logits, session.get_providers()[0], found, load_ms)
+    if copies:
+        return Backend(
+            lambda: session.run(None, {name: x}),
+            lambda: session.run(None, {name: x})[0],
+            session.get_providers()[0],
+            found,
+            load_ms,
+        )
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))
+    binding.bind_output(session.get_outputs()[0].name, device)
+
+    def logits() -> np.ndarray:
+        session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()[0]
+
+    return Backend(lambda: session.run_with_iobinding(binding), logits, session.get_providers()[0], found, load_ms)
 
 
 def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = "f32") -> Backend:
@@ -260,10 +270,12 @@ def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = 
         x: input, shape (N, C, H, W), float32.
         threads: of the engine.
         precision: to compute in, "f32" or "bf16".
+    Returns:
+        The backend, its input bound.
     Raises:
         UnavailableError: if OpenVINO is not installed.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # else it tells its makers of every import
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # else it tells its makers of every import
     try:
         import openvino as ov
     except ImportError:
@@ -275,40 +287,10 @@ def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = 
     load_ms = (time.perf_counter() - start) * 1e3
     found = f"OpenVINO {compiled.get_property('INFERENCE_PRECISION_HINT').get_type_name()}"
     used = compiled.get_property("INFERENCE_NUM_THREADS")
-
-    def run() -> object:
-        return request.infer([x], share_inputs=True)
-
-    return Backend(run, lambda: run()[0].copy(), found, used, load_ms)
-
-
-def ncnn(param: str | Path, weights: str | Path, x: np.ndarray, *, threads: int) -> Backend:
-    """Make an ncnn backend for one picture; its files come from ``pnnx``, its own converter.
-
-    Args:
-        param: the .ncnn.param file.
-        weights: the .ncnn.bin file.
-        x: input, shape (1, C, H, W), float32.
-        threads: of the engine.
-    Raises:
-        UnavailableError: if ncnn is not installed.
-    """
-    try:
-        import ncnn as engine
-    except ImportError:
-        raise UnavailableError("not installed: python -m pip install ncnn pnnx") from None
-    start = time.perf_counter()
-    net = engine.Net()
-    net.opt.num_threads = threads
-    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False  # as x: float32
-    if net.load_param(str(param)) or net.load_model(str(weights)):
-        raise UnavailableError(f"ncnn cannot read {Path(param).name}")
-    load_ms = (time.perf_counter() - start) * 1e3
-    first, last = net.input_names()[0], net.output_names()[0]
-
-    def run() -> object:
-        extractor = net.create_extractor()
-        extractor.input(first, engine.Mat(x[0]))
-        return extractor.extract(last)[1]
-
-    return Backend(run, lambda: np.array(run())[None].copy(), "ncnn", threads, load_ms)
+    return Backend(
+        lambda: request.infer([x], share_inputs=True),
+        lambda: request.infer([x], share_inputs=True)[0].copy(),
+        found,
+        used,
+        load_ms,
+    )
