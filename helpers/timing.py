@@ -6,7 +6,6 @@ timed in one block and closed. Runs in one trial are alike; two trials of one fi
 
 import gc
 import math
-import os
 import time
 import timeit
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
-import psutil
 from scipy import stats
 
-from helpers import cgroup
+from helpers.counters import Counters
 
 TRIALS = 5  # of each backend; fewer give no interval that one may share
 MIN_TRIALS = 3  # without which there is no interval at all
@@ -54,45 +52,6 @@ class BackendError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Counters:
-    """What the system counted, at one moment; None where this system has no such counter."""
-
-    wall_s: float
-    own_s: float  # processor time of this process, all threads
-    system_s: float  # the part of it in the kernel
-    busy_s: float  # processor time of all programs
-    page_faults: int | None
-    throttled: int | None  # periods in which a container's quota stopped its processes
-
-    @classmethod
-    def read(cls) -> "Counters":
-        """Read them now."""
-        times = psutil.cpu_times()
-        busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
-        faults, system_s = page_faults_and_system_s()
-        return cls(time.perf_counter(), time.process_time(), system_s, busy, faults, cgroup.throttled_periods())
-
-    def since(self, then: "Counters") -> "Seen":
-        """Return what happened between two readings."""
-        wall_s = self.wall_s - then.wall_s
-        other_s = (self.busy_s - then.busy_s) - (self.own_s - then.own_s)
-        faults = None if self.page_faults is None else self.page_faults - (then.page_faults or 0)
-        if self.throttled is not None:  # in a container with a quota its neighbours take nothing of what it may use
-            return Seen(None, faults, (self.system_s - then.system_s) * 1e3, self.throttled - (then.throttled or 0))
-        return Seen(max(0.0, other_s / wall_s) if wall_s > 0 else None, faults, (self.system_s - then.system_s) * 1e3)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the system counted between two readings."""
-
-    other_cores: float | None  # CPU cores that other programs used
-    page_faults: int | None
-    system_ms: float
-    throttled: int | None = None
-
-
-@dataclass(frozen=True)
 class Instruments:
     """What times, counters and pauses come from; a test puts its own in their place."""
 
@@ -103,17 +62,6 @@ class Instruments:
 
 
 REAL = Instruments()
-
-
-def page_faults_and_system_s() -> tuple[int | None, float]:
-    """Return this process's page faults, None where they are not counted, and its processor seconds in the kernel."""
-    if os.name == "nt":
-        process = psutil.Process()
-        return getattr(process.memory_info(), "num_page_faults", None), process.cpu_times().system
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_minflt + usage.ru_majflt, usage.ru_stime
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """How much memory a row needs: the peak of a process of its own, which may run out of it and harms no notebook.
 
-Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.speed.memory '{…}'`` is that process. It imports only what
-the backend needs, so PyTorch does not weigh on ONNX Runtime's number; hence the imports inside functions.
+Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.speed.memory '{…}'`` is that process; PyTorch does not
+weigh on ONNX Runtime's number, as ``engines`` imports it only where it runs.
 """
 
 import contextlib
@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+
+from helpers import counters, engines
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Peaks of the course's networks, without their imports, were up to 70 times the input (a test looks at data/results).
 TRY_APART = 300
 OUT_OF_MEMORY = re.compile(
-    r"not enough memory|can't allocate|cannot allocate|bad.?alloc|failed to allocate|out of memory", re.I
+    r"not enough memory|can't allocate|cannot allocate|bad.?alloc|failed to allocate|out of memory", re.IGNORECASE
 )
 
 
@@ -43,23 +45,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def available_mib() -> float:
     """Return the memory in MiB that a new process can have, by the system or the container's limit."""
-    found = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
-        held = int(used.read_text())
-        statistics = group / "memory.stat"
-        if statistics.exists():  # files that were read and can be dropped count as used, but are free for the asking
-            held -= int(re.search(r"^inactive_file (\d+)", statistics.read_text() + "\ninactive_file 0", re.M)[1])
-        found = min(found, int(text) - held)
-    return found / 2**20
-
-
-def can_rebuild(network: str, model: "nn.Module") -> bool:
-    """Tell whether another process can make this network by torchvision's name for it; else it is handed over."""
-    import torchvision
-
-    return network in torchvision.models.list_models() and type(model).__module__.startswith("torchvision.")
+    free, left = psutil.virtual_memory().available, counters.memory_left()
+    return (free if left is None else min(free, left)) / 2**20
 
 
 def measure_peak(
@@ -69,11 +56,9 @@ def measure_peak(
     network: str | None = None,
     model: "nn.Module | None" = None,
     path: str | Path | None = None,
-    engine: str = "onnxruntime",
-    session_options: dict[str, object] | None = None,
     runs: int = 2,
-    environment: dict[str, str] | None = None,
-) -> dict[str, float]:
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Run a network in a process of its own and return what that process held at most, and how long its runs took.
 
     Args:
@@ -81,43 +66,31 @@ def measure_peak(
         threads: of the backend.
         network: a torchvision network for PyTorch (fresh weights: reading a file of them takes more), or
         model: any network for PyTorch; handed over as ``torch.export`` sees it, so its class need not be importable, or
-        path: an .onnx file.
-        engine: that runs the .onnx file, "onnxruntime" or "openvino".
-        session_options: attributes of ONNX Runtime's ``SessionOptions`` to set, such as ``enable_cpu_mem_arena``.
+        path: an .onnx file for ONNX Runtime.
         runs: after the first, timed.
         environment: variables to set for that process, such as those of the C library's malloc.
     Returns:
-        base_rss_mib (after the imports, before loading), peak_rss_mib, p50_ms, and page_faults and system_ms a run
-        (None where the system does not count them).
+        base_rss_mib (after the imports, before loading), peak_rss_mib, p50_ms, and page_faults and system_ms per run
+        (page_faults is None where the system does not count them).
     Raises:
-        ValueError: unless exactly one of network, model and path is given, or for an unknown engine.
+        ValueError: unless exactly one of network, model and path is given.
         OutOfMemoryError: if the process ran out of memory or the system killed it.
         RuntimeError: if it failed otherwise; the message ends with what it printed.
     """
     if sum(given is not None for given in (network, model, path)) != 1:
         raise ValueError("Give one: the network or the model (PyTorch), or the path (of an .onnx file).")
-    if engine not in ("onnxruntime", "openvino"):
-        raise ValueError(f"The engine is {engine!r}; it must be onnxruntime or openvino.")
-    task = {
-        "shape": [int(n) for n in shape],
-        "threads": threads,
-        "network": network,
-        "program": None,
-        "path": path and str(Path(path).resolve()),
-        "engine": engine,
-        "session_options": session_options or {},
-        "runs": runs,
-    }
+    task = {"shape": [int(n) for n in shape], "threads": threads, "runs": runs, "network": network, "program": None}
     with tempfile.TemporaryDirectory() as folder:
         if model is not None:
             import torch
 
             task["program"] = str(Path(folder) / "network.pt2")
-            torch.export.save(torch.export.export(model, (torch.zeros(tuple(task["shape"])),)), task["program"])
+            torch.export.save(torch.export.export(model, (torch.zeros(tuple(shape)),)), task["program"])
         done = subprocess.run(
-            [sys.executable, "-X", "utf8", "-m", "helpers.speed.memory", json.dumps(task)],
+            [sys.executable, "-X", "utf8", "-m", "helpers.speed.memory"],
+            input=json.dumps(task | {"path": path and str(Path(path).resolve())}),
             cwd=ROOT,
-            env=os.environ | (environment or {}),
+            env={**os.environ, **(environment or {})},
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -131,11 +104,11 @@ def measure_peak(
     raise RuntimeError(f"the process that measures memory ended with code {done.returncode}: {last}")
 
 
-def peak_rss_mib() -> float:
+def _peak_rss_mib() -> float:
     """Return the most memory in MiB that this process ever held (its resident set)."""
     status = Path("/proc/self/status")
     if status.exists():  # not ru_maxrss: on Linux a child starts with its parent's
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**10
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**10
     if platform.system() == "Windows":
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource
@@ -143,65 +116,45 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def _run_alone(task: dict) -> dict[str, float | None]:
-    score = Path("/proc/self/oom_score_adj")
+def _run_alone(task: dict[str, Any]) -> dict[str, float | None]:
     with contextlib.suppress(OSError):  # no such file, or a container in which it is read-only
-        score.write_text("1000")  # if memory runs out, Linux ends this process first, not the notebook
+        Path("/proc/self/oom_score_adj").write_text("1000")  # Linux then ends this process first, not the notebook
     x = np.random.default_rng(0).standard_normal(task["shape"], dtype=np.float32)
-    if task["path"] and task["engine"] == "openvino":
-        sys.modules.setdefault("openvino_telemetry", None)  # as in engines
-        import openvino
-
+    if task["path"]:
         base = psutil.Process().memory_info().rss
-        hints = {"INFERENCE_NUM_THREADS": task["threads"], "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-        request = openvino.Core().compile_model(task["path"], "CPU", hints).create_infer_request()
-        found = _timed(lambda: request.infer([x]), task["runs"])
-    elif task["path"]:
-        import onnxruntime as ort
+        backend = engines.onnxruntime(task["path"], x, threads=task["threads"])
+        return {"base_rss_mib": base / 2**20, **_timed(backend.run, task["runs"]), "peak_rss_mib": _peak_rss_mib()}
+    import torch
+    import torchvision
 
-        base = psutil.Process().memory_info().rss
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = task["threads"]
-        for name, value in task["session_options"].items():
-            setattr(options, name, value)
-        session = ort.InferenceSession(task["path"], options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        found = _timed(lambda: session.run(None, {name: x}), task["runs"])
+    base = psutil.Process().memory_info().rss
+    torch.set_num_threads(task["threads"])
+    program, network = task["program"], task["network"]
+    if program:
+        model = torch.export.load(program).module()
     else:
-        import torch
-        import torchvision
-
-        base = psutil.Process().memory_info().rss
-        torch.set_num_threads(task["threads"])
-        if task["program"]:
-            model = torch.export.load(task["program"]).module()
-        else:
-            model = torchvision.models.get_model(task["network"], weights=None).eval()
-        with torch.inference_mode():
-            found = _timed(lambda: model(torch.from_numpy(x)), task["runs"])
-    return {"base_rss_mib": base / 2**20, "peak_rss_mib": peak_rss_mib(), **found}
+        model = torchvision.models.get_model(network, weights=None).eval()
+    with torch.inference_mode():
+        found = _timed(lambda: model(torch.from_numpy(x)), task["runs"])
+    return {"base_rss_mib": base / 2**20, **found, "peak_rss_mib": _peak_rss_mib()}
 
 
 def _timed(run: Callable[[], object], runs: int) -> dict[str, float | None]:
-    """Run once, then time the runs; return their median and what the system counted in them, a run."""
+    """Run once, then time the runs; return their median, and per run what the system counted in them."""
     run()
-    before, seconds = _counted(), []
+    faults, system_s = counters.page_faults_and_system_s()
+    seconds = []
     for _ in range(runs):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    counted = {name: (now - before[name]) / runs for name, now in _counted().items()}
-    return {"p50_ms": float(np.median(seconds)) * 1e3, "page_faults": None, "system_ms": None, **counted}
-
-
-def _counted() -> dict[str, float]:
-    if platform.system() == "Windows":
-        return {}
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"page_faults": usage.ru_minflt + usage.ru_majflt, "system_ms": usage.ru_stime * 1e3}
+    now, now_s = counters.page_faults_and_system_s()
+    return {
+        "p50_ms": float(np.median(seconds)) * 1e3,
+        "page_faults": None if now is None or faults is None else (now - faults) / runs,
+        "system_ms": (now_s - system_s) * 1e3 / runs,
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(_run_alone(json.loads(sys.argv[1]))))
+    print(json.dumps(_run_alone(json.loads(sys.stdin.read()))))
