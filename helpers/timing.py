@@ -22,12 +22,13 @@ MIN_TRIALS = 3  # without which there is no interval at all
 BLOCK, SLOW_BLOCK, SLOW_MS = 5, 2, 100  # timed runs in a trial; the smaller where one run takes over SLOW_MS
 LONG_ENOUGH_S, MAX_BLOCK = 0.05, 50  # fast backends get longer blocks
 WARM_UP_RUNS, WARM_UP_S = 3, 0.2
-IDLE_SHARE, IDLE_STEP_S, IDLE_LIMIT_S = 0.05, 0.01, 1.0
+IDLE_SHARE, IDLE_STEP_S, IDLE_STEPS, IDLE_LIMIT_S = 0.05, 0.01, 3, 1.0  # one quiet step may be chance
 MAX_OTHER_CORES = 0.5
 REPEATS = 2  # of a contended trial
 TARGET_REL_CI = 0.02  # extra trials stop at this relative 95 % interval
 
 Run = Callable[[], object]
+clock, cpu_s, sleep = timeit.default_timer, time.process_time, time.sleep  # a test puts its own in their place
 
 
 class Status(StrEnum):
@@ -51,19 +52,6 @@ class BackendError(RuntimeError):
         self.name = name
 
 
-@dataclass(frozen=True)
-class Instruments:
-    """What times, counters and pauses come from; a test puts its own in their place."""
-
-    clock: Callable[[], float] = timeit.default_timer  # seconds
-    counters: Callable[[], Counters] = Counters.read
-    sleep: Callable[[float], None] = time.sleep  # seconds
-    cpu_time: Callable[[], float] = time.process_time  # this process's processor seconds
-
-
-REAL = Instruments()
-
-
 @dataclass
 class Trial:
     """One backend, opened, warmed up, timed in one block and closed."""
@@ -71,18 +59,18 @@ class Trial:
     load_ms: float
     first_run_ms: float
     block_ms: np.ndarray  # latencies, shape (runs,)
-    page_faults: float | None  # per run
-    system_ms: float  # per run
-    other_cores: float | None
-    throttled: int | None
-    discarded_ms: list[np.ndarray] = field(default_factory=list)  # blocks of contended trials, thrown away
+    page_faults: float = math.nan  # per run; NaN where there is no such counter, and so below
+    system_ms: float = math.nan  # per run
+    other_cores: float = math.nan
+    throttled: float = math.nan
+    device_ms: float = math.nan  # per run, by the GPU's own clock
     idle: bool = True  # whether this process was idle before the block
-    device_ms: float | None = None  # per run, by the GPU's own clock
+    discarded_ms: list[np.ndarray] = field(default_factory=list)  # blocks of contended trials, thrown away
 
     @property
     def contended(self) -> bool:
         """Whether other programs took part of the machine, or a quota stopped this process."""
-        return (self.other_cores or 0) > MAX_OTHER_CORES or bool(self.throttled)
+        return self.other_cores > MAX_OTHER_CORES or self.throttled > 0
 
 
 @dataclass
@@ -112,10 +100,9 @@ class Timing:
         """The median latency in ms; NaN without trials."""
         return float(np.median(self.times_ms)) if self.trials else math.nan
 
-    def mean(self, counter: str) -> float | None:
-        """Return a counter's mean over the trials, None where the system has none."""
-        found = [getattr(trial, counter) for trial in self.trials]
-        return None if not found or None in found else float(np.mean(found))
+    def mean(self, counter: str) -> float:
+        """Return a counter's mean over the trials, NaN where the system has none."""
+        return float(np.mean([getattr(trial, counter) for trial in self.trials] or [math.nan]))
 
     def verdict(self, noise_floor: float | None = None) -> str:
         """Return "faster", "slower", "undecided" or "no interval", or "reference" where there is nothing to compare.
@@ -185,16 +172,18 @@ def ratio_interval(
     return math.exp(centre), math.expm1(test.confidence_interval(1 - alpha).high - centre)
 
 
-def wait_until_idle(tools: Instruments = REAL) -> bool:
+def wait_until_idle() -> bool:
     """Wait until this process rests: engines' threads spin on for a while after a run, then stop by themselves.
 
     Returns:
-        Whether it came to rest within ``IDLE_LIMIT_S``.
+        Whether it came to rest, for ``IDLE_STEPS`` in a row, within ``IDLE_LIMIT_S``.
     """
+    quiet = 0
     for _ in range(round(IDLE_LIMIT_S / IDLE_STEP_S)):
-        before = tools.cpu_time()
-        tools.sleep(IDLE_STEP_S)
-        if tools.cpu_time() - before < IDLE_SHARE * IDLE_STEP_S:
+        before = cpu_s()
+        sleep(IDLE_STEP_S)
+        quiet = quiet + 1 if cpu_s() - before < IDLE_SHARE * IDLE_STEP_S else 0
+        if quiet == IDLE_STEPS:
             return True
     return False
 
@@ -208,7 +197,6 @@ def measure(
     budget_s: float = math.inf,
     seed: int = 0,
     aa: bool = False,
-    tools: Instruments = REAL,
     progress: Callable[[dict[str, Timing]], None] | None = None,
 ) -> dict[str, Timing]:
     """Measure backends against each other: each opened anew in every trial, one at a time, in a random order.
@@ -221,7 +209,6 @@ def measure(
         budget_s: when to give up; where the trials are not done by then, the status is "budget".
         seed: of the order.
         aa: open the reference as one more backend (A/A), whose ratio to it is the noise floor of all timings.
-        tools: clock, counters and pauses.
         progress: called after each round of trials with the timings so far.
     Returns:
         A timing for each backend, in the order given.
@@ -236,16 +223,16 @@ def measure(
     gc.collect()  # what earlier cells left behind
     again = f"{reference} again"
     opened = {**openers, again: openers[reference]} if aa else dict(openers)
-    rng, began = np.random.default_rng(seed), tools.clock()
+    rng, began = np.random.default_rng(seed), clock()
     timings = {name: Timing(name) for name in opened}
     done, repeats = 0, REPEATS if trials >= MIN_TRIALS else 0  # what gives no interval is not worth repeating
     while True:
         for name in map(str, rng.permutation(list(opened))):
-            trial = _trial(name, opened[name], repeats, tools)
+            trial = _trial(name, opened[name], repeats)
             timings[name].trials.append(trial)
             if trial.contended:
                 repeats = 0  # repeating did not help: this machine is busy, and the rows will say so
-            if done + 1 < trials and tools.clock() - began > budget_s:
+            if done + 1 < trials and clock() - began > budget_s:
                 for timing in timings.values():
                     timing.status, timing.note = Status.BUDGET, f"time was up after {done} of {trials} trials"
                 return {name: timings[name] for name in openers}
@@ -255,7 +242,7 @@ def measure(
         if progress:
             progress(timings)
         rough = any(timing.rel_ci > TARGET_REL_CI for timing in timings.values())
-        if done >= trials and not (rough and done < 2 * trials and tools.clock() - began < max_extra_s):
+        if done >= trials and not (rough and done < 2 * trials and clock() - began < max_extra_s):
             break
     for timing in timings.values():
         _judge(timing)
@@ -266,69 +253,66 @@ def measure(
 def _judge(timing: Timing) -> None:
     """Set the status: CONTENDED if something else ran in a trial in spite of the repeats."""
     loud = [trial for trial in timing.trials if trial.contended]
-    if not loud:
-        return
-    timing.status = Status.CONTENDED
-    most = max(trial.other_cores or 0 for trial in loud)
-    periods = sum(trial.throttled or 0 for trial in loud)
-    what = f"a quota stopped it in {periods} periods" if periods else f"other programs took up to {most:.1f} cores"
-    timing.note = f"{what}, in {len(loud)} of {len(timing.trials)} trials"
+    if loud:
+        periods, most = np.nansum([trial.throttled for trial in loud]), max(trial.other_cores for trial in loud)
+        what = (
+            f"a quota stopped it in {periods:.0f} periods" if periods else f"other programs took up to {most:.1f} cores"
+        )
+        timing.status, timing.note = Status.CONTENDED, f"{what}, in {len(loud)} of {len(timing.trials)} trials"
 
 
-def _trial(name: str, opener: Callable[[], Run], repeats: int, tools: Instruments) -> Trial:
+def _trial(name: str, opener: Callable[[], Run], repeats: int) -> Trial:
     """Measure one trial; one in which something else ran is thrown away and made again, some times."""
     discarded: list[np.ndarray] = []
     while True:
         try:
-            trial = _open_and_time(opener, tools)
+            trial = _open_and_time(opener)
         except Exception as error:
             raise BackendError(name, error) from error
         if not trial.contended or len(discarded) >= repeats:
             trial.discarded_ms = discarded
             return trial
         discarded.append(trial.block_ms)
-        tools.sleep(0.5)  # for what disturbed to end
+        sleep(0.5)  # for what disturbed to end
 
 
-def _open_and_time(opener: Callable[[], Run], tools: Instruments) -> Trial:
-    clock, idle = tools.clock, wait_until_idle(tools)
-    start = clock()
-    run = opener()
-    opened = clock()
+def _timed_s(run: Run) -> float:
+    began = clock()
     run()
-    first_s = clock() - opened
-    before = tools.counters()
-    warm, seconds = clock(), []
+    return clock() - began
+
+
+def _open_and_time(opener: Callable[[], Run]) -> Trial:
+    idle, start = wait_until_idle(), clock()
+    run = opener()
+    load_s = clock() - start
+    first_s, before, warm = _timed_s(run), Counters.read(), clock()
+    seconds: list[float] = []
     while len(seconds) < WARM_UP_RUNS - 1 or clock() - warm < WARM_UP_S:
-        began = clock()
-        run()
-        seconds.append(clock() - began)
+        seconds.append(_timed_s(run))
     run_s = float(np.median(seconds))
     least = SLOW_BLOCK if run_s * 1e3 > SLOW_MS else BLOCK
-    block = np.empty(min(max(least, math.ceil(LONG_ENOUGH_S / max(run_s, 1e-9))), MAX_BLOCK))
+    runs = min(max(least, math.ceil(LONG_ENOUGH_S / max(run_s, 1e-9))), MAX_BLOCK)
     collects = gc.isenabled()
     gc.disable()
     try:
         run()  # settles caches, clock rate and threads, untimed
-        at_block = tools.counters()
-        for i in range(len(block)):
-            began = clock()
-            run()
-            block[i] = clock() - began
-        after = tools.counters()
+        at_block = Counters.read()
+        block_ms = np.array([_timed_s(run) for _ in range(runs)]) * 1e3
+        after = Counters.read()
     finally:
         if collects:
             gc.enable()
     in_block, around = after.since(at_block), after.since(before)
     own_clock = getattr(run, "device_ms", None)
     return Trial(
-        load_ms=(opened - start) * 1e3,
+        load_ms=load_s * 1e3,
         first_run_ms=first_s * 1e3,
-        block_ms=block * 1e3,
-        page_faults=None if in_block.page_faults is None else in_block.page_faults / len(block),
-        system_ms=in_block.system_ms / len(block),
+        block_ms=block_ms,
+        page_faults=in_block.page_faults / runs,
+        system_ms=in_block.system_s * 1e3 / runs,
         other_cores=around.other_cores,
         throttled=around.throttled,
+        device_ms=float(np.median([own_clock() for _ in range(BLOCK)])) if own_clock else math.nan,
         idle=idle,
-        device_ms=float(np.median([own_clock() for _ in range(BLOCK)])) if own_clock else None,
     )

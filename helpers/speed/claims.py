@@ -1,12 +1,13 @@
 """The article's claims about speed and memory, each judged by code on rows of measurements.
 
-Taught in notebooks/04_speed_resnet18.ipynb. A claim is a list of comparisons, each a ratio with bounds. It **holds** if
-every comparison is clear of its bounds, **fails** if one is clearly outside, corrected for how many were looked at
-(Holm), and is **undecided** otherwise. A margin around the bounds, this machine's floor, is never evidence.
+Taught in notebooks/04_speed_resnet18.ipynb. A claim is a list of comparisons, each a ratio that must lie within bounds.
+It **fails** if the interval of one of the n, at 5 %/n, lies wholly outside its bounds; it **holds** if each keeps its
+bounds at 5 %; else it is **undecided**. Differences below the machine's noise floor are never evidence.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,7 +18,7 @@ from helpers.speed import article, results, sweep
 
 HOLDS, FAILS, UNDECIDED, NO_DATA = "holds", "fails", "undecided", "no data"
 LEVEL = 0.05
-ASSUMED_FLOOR = 0.10  # where a machine measured no floor: two sessions of one file have differed by as much
+ASSUMED_NOISE_FLOOR = 0.10  # where a machine measured none: two trials of one file have differed by as much
 MEMORY_ERROR = 0.025  # standard error of a peak, as a share; repeated peaks in data/results lie closer (a test)
 
 LITTLE = 1.10  # "differ little", "can hardly be told apart": by less than this factor
@@ -29,214 +30,182 @@ TO_256, ABOVE_256 = tuple(s for s in ALL if s <= 256), tuple(s for s in ALL if s
 
 
 @dataclass(frozen=True)
-class Times:
-    """At these sizes the time of ``slow`` over that of ``fast`` must lie within the bounds."""
+class Compare:
+    """At each of these sizes the ``what`` of ``slow`` over that of ``fast`` must lie within the bounds."""
 
     slow: str
     fast: str
     batch: int
     sizes: Sequence[int]
     bounds: tuple[float, float] = FASTER
+    what: str = "time"  # "memory", or "growth" of the ratio of times from each size to the next
 
 
-@dataclass(frozen=True)
-class Grows(Times):
-    """From each of these sizes to the next the time of ``slow`` over that of ``fast`` must grow."""
-
-
-@dataclass(frozen=True)
-class Memory(Times):
-    """At these sizes the peak memory of ``slow`` over that of ``fast`` must lie within the bounds."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """What onnxsim does to node counts and file sizes must lie within the bounds."""
-
-    bounds: tuple[float, float] = SAME
-
-
-CLAIMS: dict[str, tuple[str, tuple]] = {
+FILES = "what onnxsim does to node counts and file sizes must lie within SAME"
+CLAIMS: dict[str, tuple[str, tuple[Compare, ...] | str]] = {
     "C1": (
         "batch 1: fixed and dynamic shapes differ little",
-        (Times("onnx_dyn", "onnx_fix", 1, ALL, SAME), Times("onnx_dyn_sim", "onnx_fix_sim", 1, ALL, SAME)),
+        (Compare("onnx_dyn", "onnx_fix", 1, ALL, SAME), Compare("onnx_dyn_sim", "onnx_fix_sim", 1, ALL, SAME)),
     ),
     "C2": (
         "batch 16: fixed and dynamic shapes differ little",
-        (Times("onnx_dyn", "onnx_fix", 16, ALL, SAME), Times("onnx_dyn_sim", "onnx_fix_sim", 16, ALL, SAME)),
+        (Compare("onnx_dyn", "onnx_fix", 16, ALL, SAME), Compare("onnx_dyn_sim", "onnx_fix_sim", 16, ALL, SAME)),
     ),
     "C3": (
         "batch 1: up to 256 px ONNX on the CPU beats PyTorch on the GPU, above it the GPU wins clearly",
-        (Times(GPU, "onnx_fix", 1, TO_256), Times("onnx_fix", GPU, 1, ABOVE_256, CLEARLY)),
+        (Compare(GPU, "onnx_fix", 1, TO_256), Compare("onnx_fix", GPU, 1, ABOVE_256, CLEARLY)),
     ),
     "C4": (
         "batch 1: up to 64 px PyTorch CPU beats PyTorch GPU, above it the GPU wins",
-        (Times(GPU, "pytorch_cpu", 1, TO_64), Times("pytorch_cpu", GPU, 1, ABOVE_64)),
+        (Compare(GPU, "pytorch_cpu", 1, TO_64), Compare("pytorch_cpu", GPU, 1, ABOVE_64)),
     ),
     "C5": (
         "batch 1: ONNX always beats PyTorch CPU",
-        (Times("pytorch_cpu", "onnx_fix", 1, ALL), Times("pytorch_cpu", "onnx_dyn", 1, ALL)),
+        (Compare("pytorch_cpu", "onnx_fix", 1, ALL), Compare("pytorch_cpu", "onnx_dyn", 1, ALL)),
     ),
     "C6": (
         "batch 16, below 128 px: ONNX, PyTorch CPU and PyTorch GPU can hardly be told apart",
         tuple(
-            Times(slow, fast, 16, TO_64, SAME)
+            Compare(slow, fast, 16, TO_64, SAME)
             for slow, fast in (("onnx_fix", "pytorch_cpu"), ("onnx_fix", GPU), ("pytorch_cpu", GPU))
         ),
     ),
     "C7": (
         "batch 16, above 128 px: the GPU's lead over PyTorch CPU grows",
-        (Grows("pytorch_cpu", GPU, 16, tuple(s for s in ALL if s >= 128)),),
+        (Compare("pytorch_cpu", GPU, 16, tuple(s for s in ALL if s >= 128), what="growth"),),
     ),
     "C8": (
         "batch 16, above 256 px: PyTorch CPU is far slower than ONNX",
-        (Times("pytorch_cpu", "onnx_fix", 16, ABOVE_256, CLEARLY),),
+        (Compare("pytorch_cpu", "onnx_fix", 16, ABOVE_256, CLEARLY),),
     ),
     "C9": (
         "onnxsim changes little in speed",
-        tuple(Times(kind, f"{kind}_sim", batch, ALL, SAME) for batch in (1, 16) for kind in ("onnx_fix", "onnx_dyn")),
+        tuple(Compare(kind, f"{kind}_sim", batch, ALL, SAME) for batch in (1, 16) for kind in ("onnx_fix", "onnx_dyn")),
     ),
-    "C10": ("onnxsim changes little in node counts and file size", (Files(),)),
+    "C10": ("onnxsim changes little in node counts and file size", FILES),
     "C11 speed": (
         "on a CPU, ONNX is faster than PyTorch",
-        tuple(Times("pytorch_cpu", "onnx_fix", batch, ALL) for batch in (1, 16)),
+        tuple(Compare("pytorch_cpu", "onnx_fix", batch, ALL) for batch in (1, 16)),
     ),
     "C11 memory": (
         "on a CPU, ONNX needs far less memory than PyTorch",
-        tuple(Memory("pytorch_cpu", "onnx_fix", batch, ALL, CLEARLY) for batch in (1, 16)),
+        tuple(Compare("pytorch_cpu", "onnx_fix", batch, ALL, CLEARLY, "memory") for batch in (1, 16)),
     ),
-    "C12": ("for batches, the GPU beats ONNX on the CPU", (Times("onnx_fix", GPU, 16, ALL),)),
+    "C12": ("for batches, the GPU beats ONNX on the CPU", (Compare("onnx_fix", GPU, 16, ALL),)),
 }
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One comparison: the logarithm of a ratio with its standard error, and what the claim says it must be."""
+    """One comparison: a ratio, its relative interval as a function of alpha, and the bounds that it must lie within."""
 
     where: str
-    centre: float
-    error: float
-    degrees: float
+    ratio: float
+    interval: Callable[[float], float]
     bounds: tuple[float, float]
-    margin: float  # a logarithm
+    noise_floor: float = 0.0  # no interval is narrower, but where both bounds are near: a coarse machine proves nothing
 
-    def _tail(self, distance: float) -> float:
-        """Return the chance of a value so far above zero, if the truth were zero."""
-        if self.error == 0:
-            return 0.0 if distance > 0 else 1.0
-        return float(stats.t.sf(distance / self.error, self.degrees))
+    def inside(self) -> bool:
+        """Whether both bounds are kept, each tested at 5 %: the 90 % interval lies within them."""
+        low, high = self.bounds
+        width = 1 + max(self.interval(2 * LEVEL), 0 if high < math.inf else self.noise_floor)
+        return low <= self.ratio / width and self.ratio * width <= high
 
-    @property
-    def p_outside(self) -> float:
-        """The chance of such a value if the truth lay within the bounds: small speaks against the claim."""
-        low, high = (math.log(bound) if 0 < bound < math.inf else None for bound in self.bounds)
-        sides = [self._tail(low - self.margin - self.centre)] if low is not None else []
-        sides += [self._tail(self.centre - high - self.margin)] if high is not None else []
-        return min(1.0, len(sides) * min(sides))
+    def outside(self, level: float) -> bool:
+        """Whether a bound is broken, all bounds tested at this level together."""
+        low, high = self.bounds
+        width = 1 + max(self.interval(level if high < math.inf else 2 * level), self.noise_floor)
+        return self.ratio * width < low or self.ratio / width > high
 
-    @property
-    def p_inside(self) -> float:
-        """The chance of such a value if the truth lay outside the bounds: small speaks for the claim."""
-        low, high = (math.log(bound) if 0 < bound < math.inf else None for bound in self.bounds)
-        if low is not None and high is not None:  # "differ little": a coarse machine must not make that easier
-            return max(self._tail(self.centre - low), self._tail(high - self.centre))
-        return self._tail(self.centre - low - self.margin if high is None else high - self.centre - self.margin)
+    def slack(self) -> float:
+        """Return by which factor the nearer bound is kept, or broken if below 1."""
+        return min(self.ratio / self.bounds[0], self.bounds[1] / self.ratio) / (1 + self.interval(LEVEL))
 
     def __str__(self) -> str:
-        half = stats.t.ppf(1 - LEVEL / 2, self.degrees) * self.error if self.error else 0.0
-        return f"{self.where} ×{math.exp(self.centre):.2f} ±{math.expm1(half):.0%}"
+        return f"{self.where} ×{self.ratio:.2f} ±{self.interval(LEVEL):.0%}"
 
 
-def judge(
-    table: pd.DataFrame, files: pd.DataFrame | None = None, *, margin: float | None = None, level: float = LEVEL
-) -> pd.DataFrame:
+def judge(table: pd.DataFrame, files: pd.DataFrame | None = None, *, level: float = LEVEL) -> pd.DataFrame:
     """Judge the article's claims C1 to C12 on the rows of one network on one machine; missing rows are left out.
 
     Args:
         table: of ``results.to_table`` or ``article.rows``.
-        files: for C10, one row a file: nodes_before and nodes_after onnxsim, size_before and size_after (any unit).
-        margin: differences up to this share decide nothing; the machine's floor if not given.
+        files: for C10, one row per file: nodes_before and nodes_after onnxsim, size_before and size_after (any unit).
         level: the chance of a claim's failing by accident; divide it by the number of machines where one suffices.
     Returns:
-        One row a claim: says, verdict ("holds", "fails", "undecided", "no data"), rows (how many comparisons hold), and
-        decided_by (the comparisons that decide).
+        One row per claim: says, verdict ("holds", "fails", "undecided", "no data"), rows (how many comparisons hold),
+        and decided_by (the comparisons that decide).
     Raises:
         ValueError: if the table holds several networks.
     """
     if table["network"].nunique() > 1:
         raise ValueError(f"The table holds {table['network'].nunique()} networks; give the rows of one.")
-    rows = _Rows(table, margin)
-    judged = {
-        claim: {"says": says, **_conclude([found for part in parts for found in rows.evidence(part, files)], level)}
-        for claim, (says, parts) in CLAIMS.items()
-    }
+    rows, judged = _Rows(table), {}
+    for claim, (says, parts) in CLAIMS.items():
+        if isinstance(parts, str):
+            evidence = [] if files is None else list(_of_files(files))
+        else:
+            evidence = [found for part in parts for found in rows.evidence(part)]
+        judged[claim] = {"says": says, **_conclude(evidence, level)}
     return pd.DataFrame.from_dict(judged, orient="index").rename_axis("claim")
+
+
+def _of_files(files: pd.DataFrame) -> Iterator[Evidence]:
+    for name, row in files.iterrows():
+        for what in ("nodes", "size"):
+            yield Evidence(f"{name}: {what}", row[f"{what}_after"] / row[f"{what}_before"], lambda _: 0.0, SAME)
 
 
 class _Rows:
     """Rows of one network, looked up by column and shape."""
 
-    def __init__(self, table: pd.DataFrame, margin: float | None) -> None:
+    def __init__(self, table: pd.DataFrame) -> None:
         self.is_article = bool(len(table)) and bool((table["protocol"] == 0).all())
-        if margin is None:
-            margin = 0.0 if self.is_article else results.floor(table) if len(table) else 0.0
-        self.margin = math.log1p(ASSUMED_FLOOR if math.isnan(margin) else margin)
         self.noise = math.sqrt(2) * article.noise(table["network"].iloc[0]) if self.is_article else math.nan
+        floor = 0.0 if self.is_article or table.empty else results.noise_floor(table)
+        self.noise_floor = ASSUMED_NOISE_FLOOR if math.isnan(floor) else floor
         measured = table[table["p50_ms"].notna() & (table["height"] == table["width"])]
         self.rows = {(row["column"], row["batch"], row["height"]): row for _, row in measured.iterrows()}
 
-    def evidence(self, part: object, files: pd.DataFrame | None) -> Iterable[Evidence]:
+    def evidence(self, part: Compare) -> Iterator[Evidence]:
         """Yield the comparisons of a part of a claim that the rows allow."""
-        if isinstance(part, Files):
-            for name, row in () if files is None else files.iterrows():
-                for what in ("nodes", "size"):
-                    centre = math.log(row[f"{what}_after"] / row[f"{what}_before"])
-                    yield Evidence(f"{name}: {what}", centre, 0.0, 1, part.bounds, 0.0)
+        found = {size: one for size in part.sizes if (one := self._ratio(part, size))}
+        floor = 0.0 if part.what == "memory" else self.noise_floor
+        if part.what != "growth":
+            names = f"{COLUMNS[part.slow].label}/{COLUMNS[part.fast].label}"
+            for size, (ratio, interval) in found.items():
+                yield Evidence(f"{part.batch}×{size}² {names}", ratio, interval, part.bounds, floor)
             return
-        found = {size: self._ratio(part, size) for size in part.sizes}
-        found = {size: ratio for size, ratio in found.items() if not math.isnan(ratio[0])}
-        names = f"{COLUMNS[part.slow].label}/{COLUMNS[part.fast].label}"
-        if isinstance(part, Grows):
-            for (small, before), (large, after) in zip(found.items(), list(found.items())[1:], strict=False):
-                error = math.hypot(before[1], after[1])
-                degrees, where = min(before[2], after[2]), f"{part.batch}×: lead at {large}² / lead at {small}²"
-                yield Evidence(where, after[0] - before[0], error, degrees, part.bounds, self.margin)
-        else:
-            for size, ratio in found.items():
-                margin = 0.0 if isinstance(part, Memory) else self.margin
-                yield Evidence(f"{part.batch}×{size}² {names}", *ratio, part.bounds, margin)
+        for (small, before), (large, after) in itertools.pairwise(found.items()):
 
-    def _ratio(self, part: Times, size: int) -> tuple[float, float, float]:
-        """Return the logarithm of a ratio, its standard error and degrees of freedom; NaN where rows are missing."""
+            def both(alpha: float, widths: tuple = (before[1], after[1])) -> float:
+                return math.expm1(math.hypot(*(math.log1p(width(alpha)) for width in widths)))
+
+            where = f"{part.batch}×: lead at {large}² / lead at {small}²"
+            yield Evidence(where, after[0] / before[0], both, part.bounds, floor)
+
+    def _ratio(self, part: Compare, size: int) -> tuple[float, Callable[[float], float]] | None:
+        """Return a ratio, and its relative interval as a function of alpha; None where rows are missing."""
         slow, fast = (self.rows.get((column, part.batch, size)) for column in (part.slow, part.fast))
         if slow is None or fast is None:
-            return (math.nan,) * 3
-        if isinstance(part, Memory):
-            ratio = slow["peak_rss_mib"] / fast["peak_rss_mib"]
-            return math.log(ratio), math.sqrt(2) * MEMORY_ERROR, 1e6
-        if self.is_article:
-            return math.log(slow["p50_ms"] / fast["p50_ms"]), self.noise, 1e6
-        centre, error, degrees = results.compare(slow, fast)
-        return (centre, error, degrees) if not math.isnan(error) else (math.nan,) * 3
+            return None
+        what, error = ("peak_rss_mib", math.sqrt(2) * MEMORY_ERROR) if part.what == "memory" else ("p50_ms", self.noise)
+        if not math.isnan(error):
+            ratio = slow[what] / fast[what]
+            return None if math.isnan(ratio) else (ratio, lambda alpha: math.expm1(error * stats.norm.isf(alpha / 2)))
+        ratio, rel_ci = results.compare_rows(slow, fast)
+        return None if math.isnan(rel_ci) else (ratio, lambda alpha: results.compare_rows(slow, fast, alpha=alpha)[1])
 
 
 def _conclude(evidence: list[Evidence], level: float) -> dict[str, str]:
-    """Return the verdict, how many comparisons hold, and those that decide."""
+    """Return the verdict, how many comparisons hold, and those that decide, the farthest out first."""
     if not evidence:
         return {"verdict": NO_DATA, "rows": "", "decided_by": ""}
-    against = sorted(evidence, key=lambda found: found.p_outside)
-    refuting = []
-    for rank, found in enumerate(against):  # Holm: the smallest of n chances is compared with level / n, and so on
-        if found.p_outside >= level / (len(against) - rank):
-            break
-        refuting.append(found)
-    holding = [found for found in evidence if found.p_inside < LEVEL]
-    counted = f"{len(holding)} of {len(evidence)} hold"
-    if refuting:
-        verdict, deciding = FAILS, refuting
-    elif len(holding) == len(evidence):
-        verdict, deciding = HOLDS, sorted(evidence, key=lambda found: -found.p_inside)[:1]
-    else:
-        verdict, deciding = UNDECIDED, sorted(evidence, key=lambda found: -found.p_inside)
+    evidence = sorted(evidence, key=Evidence.slack)
+    against = [found for found in evidence if found.outside(level / len(evidence))]
+    open_ = [found for found in evidence if not found.inside()]
+    verdict = FAILS if against else UNDECIDED if open_ else HOLDS
+    deciding = against or open_ or evidence[:1]
     more = f" and {len(deciding) - 2} more" if len(deciding) > 2 else ""
-    return {"verdict": verdict, "rows": counted, "decided_by": "; ".join(map(str, deciding[:2])) + more}
+    rows = f"{len(evidence) - len(open_)} of {len(evidence)} hold"
+    return {"verdict": verdict, "rows": rows, "decided_by": "; ".join(map(str, deciding[:2])) + more}

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def available_mib() -> float:
     """Return the memory in MiB that a new process can have, by the system or the container's limit."""
-    free, left = psutil.virtual_memory().available, counters.memory_left()
-    return (free if left is None else min(free, left)) / 2**20
+    return min([psutil.virtual_memory().available, *(left for _, left in counters.memory_limits())]) / 2**20
 
 
 def measure_peak(
@@ -71,7 +70,7 @@ def measure_peak(
         environment: variables to set for that process, such as those of the C library's malloc.
     Returns:
         base_rss_mib (after the imports, before loading), peak_rss_mib, p50_ms, and page_faults and system_ms per run
-        (page_faults is None where the system does not count them).
+        (page_faults is NaN where the system does not count them).
     Raises:
         ValueError: unless exactly one of network, model and path is given.
         OutOfMemoryError: if the process ran out of memory or the system killed it.
@@ -79,7 +78,13 @@ def measure_peak(
     """
     if sum(given is not None for given in (network, model, path)) != 1:
         raise ValueError("Give one: the network or the model (PyTorch), or the path (of an .onnx file).")
-    task = {"shape": [int(n) for n in shape], "threads": threads, "runs": runs, "network": network, "program": None}
+    task: dict[str, Any] = {
+        "shape": [int(n) for n in shape],
+        "threads": threads,
+        "runs": runs,
+        "network": network,
+        "program": None,
+    }
     with tempfile.TemporaryDirectory() as folder:
         if model is not None:
             import torch
@@ -88,7 +93,7 @@ def measure_peak(
             torch.export.save(torch.export.export(model, (torch.zeros(tuple(shape)),)), task["program"])
         done = subprocess.run(
             [sys.executable, "-X", "utf8", "-m", "helpers.speed.memory"],
-            input=json.dumps(task | {"path": path and str(Path(path).resolve())}),
+            input=json.dumps(task),
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             capture_output=True,
@@ -139,21 +144,13 @@ def _run_alone(task: dict[str, Any]) -> dict[str, float | None]:
     return {"base_rss_mib": base / 2**20, **found, "peak_rss_mib": _peak_rss_mib()}
 
 
-def _timed(run: Callable[[], object], runs: int) -> dict[str, float | None]:
+def _timed(run: Callable[[], object], runs: int) -> dict[str, float]:
     """Run once, then time the runs; return their median, and per run what the system counted in them."""
     run()
-    faults, system_s = counters.page_faults_and_system_s()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    now, now_s = counters.page_faults_and_system_s()
-    return {
-        "p50_ms": float(np.median(seconds)) * 1e3,
-        "page_faults": None if now is None or faults is None else (now - faults) / runs,
-        "system_ms": (now_s - system_s) * 1e3 / runs,
-    }
+    before, seconds = counters.Counters.read(), timeit.repeat(run, number=1, repeat=runs)
+    seen = counters.Counters.read().since(before)
+    faults, system_ms = seen.page_faults / runs, seen.system_s * 1e3 / runs
+    return {"p50_ms": float(np.median(seconds)) * 1e3, "page_faults": faults, "system_ms": system_ms}
 
 
 if __name__ == "__main__":

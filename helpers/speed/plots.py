@@ -1,10 +1,11 @@
-"""A speed table, wide and in pictures: one colour, marker and line a column, everywhere in the course.
+"""A speed table, wide and in pictures: one colour, marker and line per column, everywhere in the course.
 
 Taught in notebooks/04_speed_resnet18.ipynb.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, LogFormatter, NullLocator
 
 from helpers import timing
-from helpers.engines import AGAIN, COLUMNS, REFERENCE
+from helpers.engines import AA, COLUMNS, REFERENCE
 from helpers.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 from helpers.speed import results
 
@@ -41,45 +42,45 @@ def present(table: pd.DataFrame) -> list[str]:
 
 def absent_line(table: pd.DataFrame) -> str:
     """Return one sentence that names the columns that nobody can have here, and why; "" if there is none."""
-    gone = table[~table["column"].isin([*present(table), AGAIN])]
+    gone = table[~table["column"].isin([*present(table), AA])]
     whys = gone.groupby("note", sort=False)["column"].unique()
     return " ".join(f"{', '.join(COLUMNS[key].label for key in keys)}: {why}." for why, keys in whys.items())
 
 
-def wide(table: pd.DataFrame, *, floor: float = 0.0) -> pd.DataFrame:
-    """Return the article's table: a row a shape, a column a backend; median in ms, and ratio to PyTorch CPU.
+def wide(table: pd.DataFrame, *, noise_floor: float = 0.0) -> pd.DataFrame:
+    """Return the article's table: one row per shape, one column per backend; median in ms, and ratio to PyTorch CPU.
 
     A cell reads "12.3 · ×1.50 ±2 %", with "≈" before a ratio that is undecided; where there is no time, the status.
 
     Args:
-        table: of ``sweep.run``.
-        floor: the difference, as a share, that this machine cannot tell from none.
+        table: of ``sweep.measure_table``.
+        noise_floor: the difference, as a share, that this machine cannot tell from none.
     """
     shown = table[table["column"].isin(present(table))].copy()
-    shown["cell"] = [_cell(row, floor) for row in shown.itertuples()]
+    shown["cell"] = [_cell(row, noise_floor) for _, row in shown.iterrows()]
     found = shown.pivot_table(index=["batch", "height", "width"], columns="column", values="cell", aggfunc="last")
     return found.reindex(columns=present(table)).rename(columns=lambda key: COLUMNS[key].label).fillna("")
 
 
-def _cell(row: object, floor: float) -> str:
-    if math.isnan(row.p50_ms):
-        return str(row.status)
-    time = f"{row.p50_ms:.3g}" if row.p50_ms < 1000 else f"{row.p50_ms:.0f}"
-    mark = " (disturbed)" if row.status == timing.Status.DISTURBED else ""
-    mark += " (restless)" if getattr(row, "restless_sessions", 0) > 0 else ""  # its own threads ran on into a session
-    if row.column == REFERENCE or math.isnan(row.ratio):
+def _cell(row: pd.Series, noise_floor: float) -> str:
+    if math.isnan(row["p50_ms"]):
+        return str(row["status"])
+    time = f"{row['p50_ms']:.3g}" if row["p50_ms"] < 1000 else f"{row['p50_ms']:.0f}"
+    mark = " (contended)" if row["status"] == timing.Status.CONTENDED else ""
+    mark += " (not idle)" if row["not_idle_trials"] > 0 else ""  # its own threads ran on into a trial
+    if row["column"] == REFERENCE or math.isnan(row["ratio"]):
         return time + mark
-    verdict = timing.verdict(row.ratio, row.half_width, floor=floor)
-    few = f" ({row.sessions:.0f} session{'s' * (row.sessions > 1)}: no interval)"
-    width = few if verdict == "no interval" else f" ±{max(row.half_width, floor):.0%}"
-    return f"{time} · {'≈' if verdict == 'undecided' else ''}×{row.ratio:.2f}{width}{mark}"
+    verdict = timing.verdict(row["ratio"], row["rel_ci"], noise_floor=noise_floor)
+    few = f" ({row['trials']:.0f} trial{'s' * (row['trials'] > 1)}: no interval)"
+    width = few if verdict == "no interval" else f" ±{max(row['rel_ci'], noise_floor):.0%}"
+    return f"{time} · {'≈' if verdict == 'undecided' else ''}×{row['ratio']:.2f}{width}{mark}"
 
 
 def times(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str] | None = None) -> Axes:
-    """Draw the article's picture: latency by input shape, a line a column, the band from p10 to p90.
+    """Draw the article's picture: latency by input shape, one line per column, the band from p10 to p90.
 
     Args:
-        table: of ``sweep.run``.
+        table: of ``sweep.measure_table``.
         ax: where to draw.
         columns: to draw; all that were measured, if not given.
     Returns:
@@ -88,54 +89,46 @@ def times(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str]
     ax = plt.gca() if ax is None else ax
     place = _places(table, ax)
     for column, rows in _measured(table, columns):
-        for number, (_, part) in enumerate(rows.groupby("batch")):  # a line must not join batch 1 and batch 16
+        colour, marker, line = STYLES[column]
+        look: dict[str, Any] = {
+            "color": colour,
+            "marker": marker,
+            "linestyle": line,
+            "markersize": 5,
+            "label": COLUMNS[column].label,
+        }
+        for _, part in rows.groupby("batch"):  # a line must not join batch 1 and batch 16
             x = [place[shape] for shape in _shapes(part)]
-            _line(ax, column, x, part, "p50_ms", "p10_ms", "p90_ms", labelled=number == 0)
+            ax.plot(x, part["p50_ms"], **look)
+            ax.fill_between(x, part["p10_ms"], part["p90_ms"], color=colour, alpha=0.12, linewidth=0)
+            look["label"] = None
     ax.set(ylabel="latency (ms)", yscale="log")
     plain_numbers(ax.yaxis)
     return _legend(ax)
 
 
 def differences(
-    table: pd.DataFrame, ax: Axes | None = None, *, base: str = "onnx_fix", columns: Sequence[str], floor: float = 0.0
+    table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str], noise_floor: float = 0.0
 ) -> Axes:
-    """Draw columns that lie on each other as their difference from one of them, in per cent, with 95 % intervals.
+    """Draw the latency of columns that lie on ONNX fix as a difference from it, in per cent, with 95 % intervals.
 
     Args:
-        table: of ``sweep.run``.
+        table: of ``sweep.measure_table``.
         ax: where to draw.
-        base: the column that the others are compared with.
         columns: to draw.
-        floor: drawn as a grey band: differences inside it say nothing.
+        noise_floor: drawn as a grey band: differences inside it say nothing.
+    Returns:
+        The Axes.
     """
     ax = plt.gca() if ax is None else ax
-    place = _places(table, ax)
-    bases = {
-        shape: row for shape, row in zip(_shapes(table), table.to_dict("records"), strict=True) if row["column"] == base
-    }
+    place, base = _places(table, ax), "onnx_fix"
+    bases = {(row["batch"], row["height"], row["width"]): row for _, row in table[table["column"] == base].iterrows()}
     for number, column in enumerate(columns):
-        drawn = []
-        for row in table[table["column"] == column].to_dict("records"):
-            shape = (row["batch"], row["height"], row["width"])
-            if shape in bases:
-                centre, error, degrees = results.compare(row, bases[shape])
-                half = 0.0 if math.isnan(error) else timing.stats.t.ppf(0.975, degrees) * error
-                drawn.append((place[shape] + 0.2 * (number - (len(columns) - 1) / 2), centre, half))
-        drawn = np.array([entry for entry in drawn if not math.isnan(entry[1])]).reshape(-1, 3)
-        colour, marker, _ = STYLES[column]
-        value = np.expm1(drawn[:, 1]) * 100
-        spread = np.abs(np.expm1(drawn[:, [1, 1]] + drawn[:, [2, 2]] * [-1, 1]) * 100 - value[:, None])
-        ax.errorbar(
-            drawn[:, 0],
-            value,
-            yerr=spread.T,
-            color=colour,
-            marker=marker,
-            ls="",
-            capsize=3,
-            label=COLUMNS[column].label,
-        )
-    ax.axhspan(-100 * floor, 100 * floor, color=GREY, alpha=0.2, label=f"floor, ±{floor:.1%}")
+        rows = table[table["column"] == column]
+        found = [(place[at], *results.compare_rows(row, bases[at])) for at, row in _by_shape(rows) if at in bases]
+        x, ratio, rel_ci = np.array(found).reshape(-1, 3).T
+        _points(ax, column, x, 100 * (ratio - 1), 100 * ratio, rel_ci, number, len(columns))
+    ax.axhspan(-100 * noise_floor, 100 * noise_floor, color=GREY, alpha=0.2, label=f"noise floor, ±{noise_floor:.1%}")
     ax.axhline(0, color=GREY, linewidth=1)
     ax.set_ylabel(f"latency against {COLUMNS[base].label} (%)")
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(columns) + 1)
@@ -143,28 +136,26 @@ def differences(
 
 
 def ratios(
-    table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str] | None = None, floor: float = 0.0
+    table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str] | None = None, noise_floor: float = 0.0
 ) -> Axes:
     """Draw how many times as fast as PyTorch CPU each column is, with its 95 % interval, by input shape.
 
     Args:
-        table: of ``sweep.run``.
+        table: of ``sweep.measure_table``.
         ax: where to draw.
         columns: to draw; all that were measured, if not given.
-        floor: drawn as a grey band around 1: ratios inside it say nothing.
+        noise_floor: drawn as a grey band around 1: ratios inside it say nothing.
+    Returns:
+        The Axes, its axis of ratios logarithmic.
     """
     ax = plt.gca() if ax is None else ax
     place = _places(table, ax)
     drawn = [(column, rows) for column, rows in _measured(table, columns, "ratio") if column != REFERENCE]
     for number, (column, rows) in enumerate(drawn):
-        colour, marker, _ = STYLES[column]
-        half = rows["half_width"].fillna(0)
-        spread = np.array([rows["ratio"] - rows["ratio"] / (1 + half), rows["ratio"] * half])
-        x = [place[shape] + 0.22 * (number - (len(drawn) - 1) / 2) for shape in _shapes(rows)]  # side by side
-        ax.errorbar(
-            x, rows["ratio"], yerr=spread, color=colour, marker=marker, ls="", capsize=3, label=COLUMNS[column].label
-        )
-    ax.axhspan(1 / (1 + floor), 1 + floor, color=GREY, alpha=0.2, label=f"floor, ±{floor:.1%}")
+        x = np.array([place[shape] for shape in _shapes(rows)], dtype=float)
+        ratio = rows["ratio"].to_numpy()
+        _points(ax, column, x, ratio, ratio, rows["rel_ci"].to_numpy(), number, len(drawn))
+    ax.axhspan(1 / (1 + noise_floor), 1 + noise_floor, color=GREY, alpha=0.2, label=f"noise floor, ±{noise_floor:.1%}")
     ax.axhline(1, color=STYLES[REFERENCE][0], label=f"{COLUMNS[REFERENCE].label} = 1")
     ax.set(ylabel="times as fast as PyTorch CPU", yscale="log")
     ratio_ticks(ax.yaxis)
@@ -173,23 +164,37 @@ def ratios(
     return ax
 
 
+def _points(
+    ax: Axes, column: str, x: np.ndarray, y: np.ndarray, ratio: np.ndarray, rel_ci: np.ndarray, number: int, of: int
+) -> None:
+    """Draw points with the intervals of their ratios, those of several columns side by side."""
+    colour, marker, _ = STYLES[column]
+    width = 1 + np.nan_to_num(rel_ci)
+    spread = np.array([ratio - ratio / width, ratio * width - ratio])
+    look: dict[str, Any] = {"color": colour, "marker": marker, "ls": "", "capsize": 3, "label": COLUMNS[column].label}
+    ax.errorbar(x + 0.2 * (number - (of - 1) / 2), y, yerr=spread, **look)
+
+
 def against_pixels(
     table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str] | None = None, value: str = "p50_ms"
 ) -> Axes:
     """Draw a number of each column against the number of pixels, batch × height × width, both axes logarithmic.
 
     Args:
-        table: of ``sweep.run``.
+        table: of ``sweep.measure_table``.
         ax: where to draw.
         columns: to draw; all that were measured, if not given.
         value: "p50_ms", "peak_rss_mib" or "page_faults".
+    Returns:
+        The Axes.
     """
     ax = plt.gca() if ax is None else ax
-    names = {"p50_ms": "latency (ms)", "peak_rss_mib": "peak memory (MiB)", "page_faults": "page faults a run"}
+    names = {"p50_ms": "latency (ms)", "peak_rss_mib": "peak memory (MiB)", "page_faults": "page faults per run"}
     for column, rows in _measured(table, columns, value):
-        pixels = rows["batch"] * rows["height"] * rows["width"]
-        order = pixels.argsort()
-        _line(ax, column, pixels.iloc[order], rows.iloc[order], value)
+        colour, marker, line = STYLES[column]
+        rows = rows.assign(pixels=rows["batch"] * rows["height"] * rows["width"]).sort_values("pixels")
+        label = COLUMNS[column].label
+        ax.plot(rows["pixels"], rows[value], color=colour, marker=marker, linestyle=line, markersize=5, label=label)
     ax.set(xscale="log", yscale="symlog" if value == "page_faults" else "log", xlabel="pixels in the batch")
     ax.set_ylabel(names[value])
     if value == "page_faults":
@@ -204,24 +209,30 @@ def beside(table: pd.DataFrame, other: pd.DataFrame, ax: Axes | None = None, *, 
     """Draw one column of the reader's table and of another machine's, by input shape.
 
     Args:
-        table: of ``sweep.run``.
+        table: of ``sweep.measure_table``.
         other: rows of another machine, or ``article.rows``.
         ax: where to draw.
         column: a key of ``COLUMNS``.
         name: of the other machine, for the legend.
+    Returns:
+        The Axes.
     """
     ax = plt.gca() if ax is None else ax
     place = _places(pd.concat([table, other]), ax)
     colour, marker, _ = STYLES[column]
-    for rows, look, label in ((other, {"color": GREY, "ls": ":"}, name), (table, {"color": colour}, "here")):
-        for number, (_, part) in enumerate(
-            part for _, found in _measured(rows, [column]) for part in found.groupby("batch")
-        ):
-            x = [place[shape] for shape in _shapes(part)]
-            ax.plot(x, part["p50_ms"], marker=marker, label=label if number == 0 else None, **look)
+    looks: list[dict[str, Any]] = [{"color": GREY, "ls": ":", "label": name}, {"color": colour, "label": "here"}]
+    for rows, look in zip((other, table), looks, strict=True):
+        for _, found in _measured(rows, [column]):
+            for _, part in found.groupby("batch"):
+                ax.plot([place[shape] for shape in _shapes(part)], part["p50_ms"], marker=marker, **look)
+                look["label"] = None
     ax.set(ylabel="latency (ms)", yscale="log", title=COLUMNS[column].label)
     plain_numbers(ax.yaxis)
     return _legend(ax)
+
+
+def _by_shape(rows: pd.DataFrame) -> list[tuple[tuple[int, int, int], pd.Series]]:
+    return list(zip(_shapes(rows), (row for _, row in rows.iterrows()), strict=True))
 
 
 def _shapes(rows: pd.DataFrame) -> list[tuple[int, int, int]]:
@@ -245,16 +256,6 @@ def _measured(table: pd.DataFrame, columns: Sequence[str] | None, value: str = "
     found = table[table[value].notna()].sort_values(["batch", "height", "width"])
     parts = [(column, found[found["column"] == column]) for column in (STYLES if columns is None else columns)]
     return [(column, part) for column, part in parts if len(part)]
-
-
-def _line(
-    ax: Axes, column: str, x: Sequence, rows: pd.DataFrame, middle: str, *spread: str, labelled: bool = True
-) -> None:
-    colour, marker, line = STYLES[column]
-    label = COLUMNS[column].label if labelled else None
-    ax.plot(x, rows[middle], color=colour, marker=marker, linestyle=line, markersize=5, label=label)
-    if spread:
-        ax.fill_between(x, rows[spread[0]], rows[spread[1]], color=colour, alpha=0.12, linewidth=0)
 
 
 def _legend(ax: Axes) -> Axes:

@@ -11,11 +11,13 @@ import secrets
 import subprocess
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,15 +30,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import engines, machine, settings, timing
-from helpers.engines import AGAIN, COLUMNS, REFERENCE
+from helpers.engines import AA, COLUMNS, REFERENCE
 from helpers.speed import memory
-from helpers.speed.results import FINISHED, PROTOCOL, Results, Shape, from_blocks, key, to_table
+from helpers.speed.results import FINISHED, PROTOCOL, Results, Row, Shape, from_blocks, row_key, to_table
 from helpers.timing import Status
 
 SIZES = (32, 64, 128, 256, 512, 640, 768, 1024)  # the article's heights and widths, px
 BATCHES = (1, 16)
-TABLE = tuple(name for name in COLUMNS if name != AGAIN)  # the columns of the speed tables
-FLOOR_AT = ((1, 3, 64, 64), (1, 3, 256, 256))  # where one file is opened as two columns
+TABLE = tuple(name for name in COLUMNS if name != AA)  # the columns of the speed tables
+AA_AT = ((1, 3, 64, 64), (1, 3, 256, 256))  # where one file is opened as two columns
 # Outputs agree when no logit is off by more than this share of the largest one. float32 keeps about 7 digits;
 # notebook 07 measures the errors: a thousand times smaller than this.
 TOLERANCE = 1e-3
@@ -51,7 +53,7 @@ def article_shapes(*, sizes: Sequence[int] = SIZES) -> list[Shape]:
 
 
 def file_maker(export: Callable[..., object], folder: str | Path) -> MakeFile:
-    """Return the ``make_file`` that ``run`` takes: it exports where a shape needs it, and simplifies for sim columns.
+    """Return the ``make_file`` that ``measure_table`` takes: it exports where a shape needs it, and simplifies.
 
     Args:
         export: called as ``export(path, shape, dynamic=...)``; writes the .onnx file for one shape or for all.
@@ -63,41 +65,39 @@ def file_maker(export: Callable[..., object], folder: str | Path) -> MakeFile:
         """Return the file of a kind ("fix", "fix_sim", "dyn", "dyn_sim") for an input shape."""
         base, _, simplify = kind.partition("_")
         path = Path(folder) / f"{base}.onnx"
-        wanted = (2, shape[1], 224, 224) if base == "dyn" else tuple(shape)
+        wanted = (2, shape[1], 224, 224) if base == "dyn" else shape
         if exported.get(path) != wanted:
             export(path, wanted, dynamic=base == "dyn")
             exported[path] = wanted
         if not simplify:
             return path
-        simplified, _ = onnxsim.simplify(
-            onnx.load(path)
-        )  # whether it is right, the sweep finds out: it compares outputs
+        simplified, _ = onnxsim.simplify(onnx.load(path))  # whether it is right, the sweep finds out by its outputs
         onnx.save(simplified, path.with_stem(f"{path.stem}_sim"))
         return path.with_stem(f"{path.stem}_sim")
 
     return make_file
 
 
-def run(
+def measure_table(
     network: str,
     model: nn.Module,
     make_file: MakeFile,
     *,
     shapes: Sequence[Shape],
     columns: Sequence[str] = TABLE,
-    sessions: int = timing.SESSIONS,
-    patience_s: float = 0.0,
+    trials: int = timing.TRIALS,
+    max_extra_s: float = 0.0,
     budget_s: float = math.inf,
     threads: int | None = None,
     peaks_of: Sequence[str] = (),
-    floor_at: Sequence[Shape] = FLOOR_AT,
+    aa_at: Sequence[Shape] = AA_AT,
     anew: bool = False,
     results: Results | None = None,
 ) -> pd.DataFrame:
     """Measure the columns at every shape, all columns of a shape against each other.
 
-    Rows that are finished on this machine, with this model, these versions and threads and enough sessions, are taken
-    from the results file. GPU columns are measured after the CPU's, in sessions of their own.
+    Rows that are finished on this machine, with this model, these versions and threads and enough trials, are taken
+    from the results file. GPU columns are measured after the CPU's, in trials of their own.
 
     Args:
         network: its name, for the table.
@@ -105,16 +105,16 @@ def run(
         make_file: returns the .onnx file of a kind for an input shape; called only when a row has to be measured.
         shapes: of the input, (N, C, H, W).
         columns: keys of ``engines.COLUMNS``.
-        sessions: of each column, at least.
-        patience_s: how long to add sessions, a shape, while a ratio stays uncertain (``timing.measure``).
+        trials: of each column, at least.
+        max_extra_s: how long to add trials, per shape, while a ratio stays uncertain (``timing.measure``).
         budget_s: for the whole sweep; shapes that would not fit in get the status "budget".
         threads: the same for all backends; ``machine.physical_cores()`` if not given.
         peaks_of: the columns whose peak memory is measured, each in a process of its own.
-        floor_at: the shapes at which the column ``engines.AGAIN`` is measured too.
+        aa_at: the shapes at which the column ``engines.AA`` is measured too.
         anew: measure even what is finished.
         results: where finished rows are kept; this machine's file in ``settings.results_folder()`` if not given.
     Returns:
-        ``results.to_table``: one row a shape and column.
+        ``results.to_table``: one row per shape and column.
     Raises:
         ValueError: if a column is unknown or the network is in training mode.
     """
@@ -122,37 +122,37 @@ def run(
         raise ValueError("The network is in training mode: call model.eval() first (notebook 08 shows why).")
     results = Results() if results is None else results
     threads = machine.physical_cores() if threads is None else threads
-    lacks = {column: engines.missing(column) for column in (*columns, AGAIN)}
-    sweep = _Sweep(network, model, make_file, sessions, patience_s, threads, tuple(peaks_of))
-    rows: dict[Shape, dict[str, dict]] = {}
+    lacks = {column: engines.missing(column) for column in (*columns, AA)}
+    progress = _Progress(network, list(shapes))
+    sweep = _Sweep(network, model, make_file, trials, max_extra_s, threads, peaks_of, progress)
+    rows: dict[Shape, dict[str, Row]] = {}
     todo: dict[Shape, list[str]] = {}
     for shape in shapes:
-        wanted = [*columns, AGAIN] if tuple(shape) in floor_at and "onnx_fix" in columns else list(columns)
+        wanted = [*columns, AA] if shape in aa_at and "onnx_fix" in columns else list(columns)
         rows[shape] = {name: sweep.row(name, shape, Status.UNAVAILABLE, lacks[name]) for name in wanted if lacks[name]}
-        for name in wanted:
+        for name in () if anew else wanted:
             with_peak = name in peaks_of and COLUMNS[name].device == "cpu"
-            known = results.find(sweep.key(name, shape), sessions=sessions, with_peak=with_peak)
-            if known and not lacks[name] and not anew:
+            known = results.find(sweep.key(name, shape), trials=trials, with_peak=with_peak)
+            if known and not lacks[name]:
                 rows[shape][name] = known
         todo[shape] = [name for name in wanted if name not in rows[shape]]
-    progress = _Progress(network, list(shapes))
-    progress.used_again = sum(row["status"] in FINISHED for found in rows.values() for row in found.values())
+    used_again = sum(row.status in FINISHED for found in rows.values() for row in found.values())
     for number, shape in enumerate(shapes):
-        if todo[shape]:
-            left = budget_s - progress.elapsed()
-            so_far = [row for found in rows.values() for row in found.values()]
-            later_s = sum(sweep.expected_s(later, todo[later], so_far) for later in shapes[number:])
-            progress.start(number, min(left, later_s))
-            if sweep.expected_s(shape, todo[shape], so_far) > left:
-                note = "it would take longer than the time left"
-                new = [sweep.row(name, shape, Status.BUDGET, note) for name in todo[shape]]
-            else:
-                new = sweep.measure(shape, todo[shape], left, progress)
-                results.add(row for row in new if row["status"] not in (Status.BUDGET, Status.UNAVAILABLE))
-            rows[shape] |= {row["column"]: row for row in new}
-    order = dict.fromkeys((*columns, AGAIN, REFERENCE))
+        if not todo[shape]:
+            continue
+        left_s = budget_s - progress.elapsed_s()
+        so_far = [row for found in rows.values() for row in found.values()]
+        progress.start(number, min(left_s, sum(sweep.expected_s(at, todo[at], so_far) for at in shapes[number:])))
+        if sweep.expected_s(shape, todo[shape], so_far) > left_s:
+            note = "it would take longer than the time left"
+            new = [sweep.row(name, shape, Status.BUDGET, note) for name in todo[shape]]
+        else:
+            new = sweep.measure(shape, todo[shape], left_s)
+            results.add(row for row in new if row.status not in (Status.BUDGET, Status.UNAVAILABLE))
+        rows[shape] |= {row.column: row for row in new}
+    order = dict.fromkeys((*columns, AA, REFERENCE))
     table = [found[name] for found in rows.values() for name in order if name in found]
-    progress.end(table, results)
+    progress.end(table, used_again, results)
     return to_table(table)
 
 
@@ -163,107 +163,98 @@ class _Sweep:
     network: str
     model: nn.Module
     make_file: MakeFile
-    sessions: int
-    patience_s: float
+    trials: int
+    max_extra_s: float
     threads: int
-    peaks_of: tuple[str, ...]
-    model_sha256: str = field(init=False)
+    peaks_of: Sequence[str]
+    progress: "_Progress"
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def model_sha256(self) -> str:
         digest = hashlib.sha256(repr(self.model).encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        self.model_sha256 = digest.hexdigest()[:12]
+        return digest.hexdigest()[:12]
 
     def key(self, column: str, shape: Shape) -> str:
-        return key(self.network, self.model_sha256, column, shape, threads=self.threads)
+        return row_key(self.network, self.model_sha256, column, shape, threads=self.threads)
 
-    def row(self, column: str, shape: Shape, status: Status, note: str = "", **values: object) -> dict:
-        """Return the fields that every row has, and the values."""
-        batch, channels, height, width = shape
-        return {
-            "key": self.key(column, shape),
-            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "network": self.network,
-            "model_sha256": self.model_sha256,
-            "column": column,
-            "batch": batch,
-            "channels": channels,
-            "height": height,
-            "width": width,
-            "threads": self.threads,
-            "status": status,
-            "note": note,
-            **{name: _six_digits(value) for name, value in values.items()},
-            "protocol": PROTOCOL,
-            "fingerprint": machine.fingerprint(),
-        }
+    def row(self, column: str, shape: Shape, status: Status, note: str = "", **values: Any) -> Row:
+        """Return a row with the fields that every one has, and the values."""
+        fields: dict[str, Any] = dict(zip(("batch", "channels", "height", "width"), shape, strict=True))
+        fields |= {"network": self.network, "model_sha256": self.model_sha256, "column": column, "status": status}
+        fields |= {"key": self.key(column, shape), "measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        fields |= {"note": note, "threads": self.threads, "protocol": PROTOCOL, "fingerprint": machine.fingerprint()}
+        return Row(**fields, **{name: _six_digits(value) for name, value in values.items()})
 
-    def expected_s(self, shape: Shape, columns: Sequence[str], rows: Iterable[dict]) -> float:
+    def expected_s(self, shape: Shape, columns: Sequence[str], rows: Iterable[Row]) -> float:
         """Return how long the columns would take, judged by their latest times and the number of pixels."""
-        total = 0.0
-        for column in columns:
-            earlier = [row for row in rows if row["column"] == column and row.get("p50_ms")]
-            if earlier:
-                last = earlier[-1]
-                scale = math.prod(shape) / (last["batch"] * last["channels"] * last["height"] * last["width"])
-                run_s = scale * last["p50_ms"] / 1e3
-                runs = timing.WARM_UP_RUNS + 1 + (timing.SLOW_BLOCK if run_s * 1e3 > timing.SLOW_MS else timing.BLOCK)
-                total += self.sessions * max(runs * run_s, timing.WARM_UP_S + timing.LONG_ENOUGH_S)
-                total += 2 * run_s * (column in self.peaks_of)
+        total, latest = 0.0, {row.column: row for row in rows if row.p50_ms}
+        for last in (latest[column] for column in columns if column in latest):
+            pixels = last.batch * last.channels * last.height * last.width
+            run_s = math.prod(shape) / pixels * (last.p50_ms or 0) / 1e3
+            runs = timing.WARM_UP_RUNS + 1 + (timing.SLOW_BLOCK if run_s * 1e3 > timing.SLOW_MS else timing.BLOCK)
+            total += self.trials * max(runs * run_s, timing.WARM_UP_S + timing.LONG_ENOUGH_S)
+            total += 2 * run_s * (last.column in self.peaks_of)
         return total
 
-    def measure(self, shape: Shape, todo: Sequence[str], left_s: float, progress: "_Progress") -> list[dict]:
+    def measure(self, shape: Shape, todo: Sequence[str], left_s: float) -> list[Row]:
         """Return a finished row for each column of todo."""
-        began, rows, expected = time.monotonic(), {}, None
+        began = time.monotonic()
+        rows: dict[str, Row] = {}
+        expected: np.ndarray | None = None
         try:
             x = np.random.default_rng(settings.SEED).standard_normal(shape, dtype=np.float32)
         except MemoryError as error:
             return [self._failure(column, shape, error) for column in todo]
         with_reference = [REFERENCE, *(column for column in todo if column != REFERENCE)]
-        for device in ("cpu", "cuda"):  # the GPU's columns in sessions of their own, not between seconds of CPU work
+        for device in ("cpu", "cuda"):  # the GPU's columns in trials of their own, not between seconds of CPU work
             group = [name for name in with_reference if COLUMNS[name].device == device and not engines.missing(name)]
             wanted = bool(set(group) & set(todo))
             if not wanted and device == "cuda":
                 break
             # The reference is always opened: the GPU's logits are compared with it too.
-            openers, facts, expected = self._openers(shape, x, group, rows if wanted else {}, expected, progress)
-            while wanted and openers:
+            openers, facts, expected = self._openers(shape, x, group, rows if wanted else {}, expected)
+            timings: dict[str, timing.Timing] = {}
+            while wanted and openers and not timings:
                 left = left_s - (time.monotonic() - began)
                 try:
                     timings = timing.measure(
                         openers,
                         reference=next(iter(openers)),
-                        sessions=self.sessions,
-                        patience_s=min(self.patience_s, left),
+                        trials=self.trials,
+                        max_extra_s=min(self.max_extra_s, left),
                         budget_s=left,
                         seed=settings.SEED,
-                        progress=progress.session,
+                        progress=self.progress.trial,
                     )
-                    break
                 except timing.BackendError as error:  # measure the others without it
-                    rows[error.name] = self._failure(error.name, shape, error.__cause__)
+                    rows[error.name] = self._failure(error.name, shape, error.__cause__ or error)
                     del openers[error.name]
-            else:
-                timings = {}
-            sitting = secrets.token_hex(4)
-            state = _gpu_state() if device == "cuda" and timings else {}
+            state = _gpu_state() if device == "cuda" and timings else None
+            run_id = secrets.token_hex(4)
             for column, found in timings.items():
-                rows[column] = self._measured(column, shape, found, facts[column] | state | {"sitting": sitting})
-        return [row for column, row in rows.items() if column in todo or row["status"] in FINISHED]
+                more = facts[column] | {"gpu_state": state, "run_id": run_id}
+                rows[column] = self._measured(column, shape, found, more)
+        return [row for column, row in rows.items() if column in todo or row.status in FINISHED]
 
-    def _openers(self, shape, x, columns, rows, expected, progress) -> tuple[dict, dict, np.ndarray | None]:
+    def _openers(
+        self, shape: Shape, x: np.ndarray, columns: Sequence[str], rows: dict[str, Row], expected: np.ndarray | None
+    ) -> tuple[dict[str, Callable[[], engines.Backend]], dict[str, dict[str, Any]], np.ndarray | None]:
         """Open each column once, compare its outputs with the first one's, and return what opens it anew."""
-        openers, facts = {}, {}
+        openers: dict[str, Callable[[], engines.Backend]] = {}
+        facts: dict[str, dict[str, Any]] = {}
         for column in columns:
-            progress.show(f"opening {COLUMNS[column].label}")
+            self.progress.show(f"opening {COLUMNS[column].label}")
             facts[column] = {"gflop": gflop(self.model, shape)}
             backend = None  # the last one's memory is free
             try:
                 path = self._file(column, shape)
                 facts[column] |= self._memory(column, shape, path)
+
+                open_ = partial(engines.open_column, column, model=self.model, path=path, x=x, threads=self.threads)
                 with engines.quiet():
-                    backend = engines.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
+                    backend = open_()
                 facts[column]["provider"] = backend.provider
                 logits = backend.logits().astype(np.float64)
                 expected = logits if expected is None and np.isfinite(logits).all() else expected
@@ -273,12 +264,8 @@ class _Sweep:
                 continue
             if wrong:
                 rows[column] = self.row(column, shape, Status.DISAGREES, wrong, **facts[column])
-                continue
-
-            def opener(column=column, path=path) -> engines.Backend:
-                return engines.open_column(column, model=self.model, path=path, x=x, threads=self.threads)
-
-            openers[column] = opener
+            else:
+                openers[column] = open_
         return openers, facts, expected
 
     def _file(self, column: str, shape: Shape) -> Path | None:
@@ -289,36 +276,35 @@ class _Sweep:
 
     def _memory(self, column: str, shape: Shape, path: Path | None) -> dict[str, float]:
         """Return the column's peak memory if it is wanted or may not fit, by a process of its own; raise if not."""
-        scarce = memory.available_mib() < enough_mib(self.model, shape)
+        weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+        enough_mib = (memory.TRY_APART * math.prod(shape) * 4 + COPIES * weights) / 2**20
+        scarce = memory.available_mib() < enough_mib
         if COLUMNS[column].device != "cpu" or not (column in self.peaks_of or scarce):
             return {}
-        own = {"network": self.network} if memory.can_rebuild(self.network, self.model) else {"model": self.model}
-        which = own if path is None else {"path": path}
-        peak = memory.measure_peak(shape=shape, threads=self.threads, runs=1, **which)
+        what: dict[str, Any] = {"path": path} if path else {"model": self.model}
+        if path is None and type(self.model).__module__.startswith("torchvision."):
+            what = {"network": self.network}  # made anew by that name, which takes no memory for a copy
+        peak = memory.measure_peak(shape=shape, threads=self.threads, runs=1, **what)
         return {name: peak[name] for name in ("base_rss_mib", "peak_rss_mib")}
 
-    def _failure(self, column: str, shape: Shape, error: BaseException) -> dict:
+    def _failure(self, column: str, shape: Shape, error: BaseException) -> Row:
         if isinstance(error, engines.UnavailableError):
             return self.row(column, shape, Status.UNAVAILABLE, str(error))
-        reason = first_cause(error)
-        if memory.is_out_of_memory(error):
-            return self.row(column, shape, Status.OOM, reason)
-        return self.row(column, shape, Status.FAILED, reason)
+        status = Status.OOM if memory.is_out_of_memory(error) else Status.FAILED
+        return self.row(column, shape, status, first_cause(error))
 
-    def _measured(self, column: str, shape: Shape, found: timing.Timing, facts: dict) -> dict:
+    def _measured(self, column: str, shape: Shape, found: timing.Timing, facts: dict[str, Any]) -> Row:
         if found.status == Status.BUDGET:
             return self.row(column, shape, Status.BUDGET, found.note, **facts)
-        blocks = [[_four_digits(value) for value in session.block_ms] for session in found.sessions]
-        values = from_blocks(blocks, batch=shape[0])
-        loads, firsts = ([getattr(session, name) for session in found.sessions] for name in ("load_ms", "first_run_ms"))
-        values |= {"load_ms": float(np.median(loads)), "first_run_ms": float(np.median(firsts))}
+        blocks = [_four_digits(trial.block_ms) for trial in found.trials]
+        values: dict[str, Any] = {"block_ms": blocks, "p50_ms": from_blocks(blocks, batch=shape[0])["p50_ms"]}
+        values["discarded_ms"] = [_four_digits(block) for trial in found.trials for block in trial.discarded_ms]
+        values["not_idle_trials"] = sum(not trial.idle for trial in found.trials)
+        values["other_cores"] = max(trial.other_cores for trial in found.trials)
+        for name in ("load_ms", "first_run_ms"):
+            values[name] = float(np.median([getattr(trial, name) for trial in found.trials]))
         values |= {name: found.mean(name) for name in ("page_faults", "system_ms", "throttled", "device_ms")}
-        foreign = [session.foreign_cores for session in found.sessions]
-        values["foreign_cores"] = None if None in foreign else max(foreign)
-        values["restless_sessions"] = sum(not session.idle for session in found.sessions)
-        disturbed = [[_four_digits(v) for v in block] for session in found.sessions for block in session.disturbed_ms]
-        raw = {"block_ms": blocks, "disturbed_ms": disturbed}
-        return self.row(column, shape, found.status, found.note, **facts, **values, **raw)
+        return self.row(column, shape, found.status, found.note, **facts, **values)
 
 
 def first_cause(error: BaseException) -> str:
@@ -333,9 +319,9 @@ def first_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}"
 
 
-def _disagreement(logits: np.ndarray, expected: np.ndarray | None, facts: dict) -> str:
+def _disagreement(logits: np.ndarray, expected: np.ndarray | None, facts: dict[str, Any]) -> str:
     """Return what is wrong with logits, "" if nothing, and note their relative error among the facts."""
-    if not np.isfinite(logits).all():
+    if expected is None or not np.isfinite(logits).all():
         return "its logits hold NaN or infinity"
     if logits.shape != expected.shape:
         return f"its logits have the shape {logits.shape}, the reference's {expected.shape}"
@@ -346,67 +332,63 @@ def _disagreement(logits: np.ndarray, expected: np.ndarray | None, facts: dict) 
     return ""
 
 
-def enough_mib(model: nn.Module, shape: Shape) -> float:
-    """Return the free memory in MiB with which a column is run without trying it apart: for its input and weights."""
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    return (memory.TRY_APART * math.prod(shape) * 4 + COPIES * weights) / 2**20
-
-
 @cache
 def gflop(model: nn.Module, shape: Shape) -> float:
-    """Count the floating-point operations of one run, in 1e9 (a multiply-add is two), by PyTorch's own counter."""
+    """Count the floating-point operations of one run, in 1e9 (a multiply-add is two), by PyTorch's own counter.
+
+    Args:
+        model: the network.
+        shape: of the input, (N, C, H, W).
+    """
     on_meta = copy.deepcopy(model).to("meta")  # PyTorch's device that knows shapes and computes nothing
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         on_meta(torch.empty(shape, device="meta"))
     return counter.get_total_flops() / 1e9
 
 
-def _gpu_state() -> dict[str, str]:
-    """Return the GPU's clock, power and temperature, as nvidia-smi says them; {} where it is missing."""
+def _gpu_state() -> str | None:
+    """Return the GPU's clock, power and temperature, as nvidia-smi says them; None where it is missing."""
     query = "clocks.sm,power.draw,power.limit,temperature.gpu"
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"gpu_state": found.splitlines()[0]} if found else {}
+        return None
+    return found.splitlines()[0] if found else None
 
 
 class _Progress:
     """One line that says where the sweep is; in a notebook it is one output that is rewritten."""
 
     def __init__(self, network: str, shapes: Sequence[Shape]) -> None:
-        self.network, self.shapes = network, shapes
-        self.began = time.monotonic()
-        self.handle = None
-        self.used_again = 0  # rows taken from earlier runs
+        self.network, self.shapes, self.began = network, shapes, time.monotonic()
+        self.number, self.ends_s = 0, 0.0
+        self.handle: Any = None
 
-    def elapsed(self) -> float:
+    def elapsed_s(self) -> float:
         return time.monotonic() - self.began
 
     def start(self, number: int, expected_s: float) -> None:
-        self.number, self.ends = number, self.elapsed() + expected_s
+        self.number, self.ends_s = number, self.elapsed_s() + expected_s
         self.show("starting")
 
-    def session(self, timings: dict[str, timing.Timing]) -> None:
-        last = list(timings.values())[-1]
-        against = COLUMNS[next(iter(timings))].label
-        self.show(f"session {len(last.sessions)} · {COLUMNS[last.name].label} ×{last.ratio:.2f} {against}'s speed")
+    def trial(self, timings: dict[str, timing.Timing]) -> None:
+        last, first = list(timings.values())[-1], COLUMNS[next(iter(timings))].label
+        self.show(f"trial {len(last.trials)} · {COLUMNS[last.name].label} ×{last.ratio:.2f} {first}'s speed")
 
     def show(self, what: str) -> None:
-        shape = "×".join(map(str, self.shapes[self.number]))
-        left = max(self.ends - self.elapsed(), 0)
-        about = f" · about {left / 60:.0f} min left" if left > 90 else f" · about {left:.0f} s left" if left else ""
-        self._write(f"{self.network}: shape {self.number + 1} of {len(self.shapes)}, {shape}, {what}{about}")
+        left_s = max(self.ends_s - self.elapsed_s(), 0)
+        about = f"{left_s / 60:.0f} min" if left_s > 90 else f"{left_s:.0f} s"
+        place = f"shape {self.number + 1} of {len(self.shapes)}, {'×'.join(map(str, self.shapes[self.number]))}"
+        self._write(f"{self.network}: {place}, {what}" + (f" · about {about} left" if left_s else ""))
 
-    def end(self, table: Sequence[dict], results: Results) -> None:
-        counts = pd.Series([str(row["status"]) for row in table], dtype=object).value_counts()
-        said = ", ".join(f"{count} {status}" for status, count in counts.items())
-        days = sorted({row["measured_at"][:10] for row in table if row["status"] in FINISHED})
+    def end(self, table: Sequence[Row], used_again: int, results: Results) -> None:
+        counts = Counter(str(row.status) for row in table).most_common()
+        said = ", ".join(f"{count} {status}" for status, count in counts)
+        days = sorted({row.measured_at[:10] for row in table if row.status in FINISHED})
         when = f" Measured on {' and '.join(days)}, kept in {results.path.name}." if days else ""
-        if self.used_again:
-            when = f" {self.used_again} rows are from an earlier run." + when
-        text = f"{self.network}: {len(self.shapes)} shapes, {len(table)} rows: {said}.{when} {results.trouble}"
+        earlier = f" {used_again} rows are from an earlier run." if used_again else ""
+        text = f"{self.network}: {len(self.shapes)} shapes, {len(table)} rows: {said}.{earlier}{when} {results.trouble}"
         self._write(text.strip())
 
     def _write(self, text: str) -> None:
@@ -418,11 +400,11 @@ class _Progress:
             self.handle.update(Markdown(text))
 
 
-def _six_digits(value: object) -> object:
+def _six_digits(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _four_digits(value: float) -> float:
-    return float(f"{value:.4g}")
+def _four_digits(block_ms: np.ndarray) -> list[float]:
+    return [float(f"{value:.4g}") for value in block_ms]
