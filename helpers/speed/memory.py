@@ -78,13 +78,8 @@ def measure_peak(
     """
     if sum(given is not None for given in (network, model, path)) != 1:
         raise ValueError("Give one: the network or the model (PyTorch), or the path (of an .onnx file).")
-    task: dict[str, Any] = {
-        "shape": [int(n) for n in shape],
-        "threads": threads,
-        "runs": runs,
-        "network": network,
-        "program": None,
-    }
+    task: dict[str, Any] = {"shape": [int(n) for n in shape], "threads": threads, "runs": runs}
+    task |= {"network": network, "program": None, "path": path and str(Path(path).resolve())}
     with tempfile.TemporaryDirectory() as folder:
         if model is not None:
             import torch
