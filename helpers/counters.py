@@ -84,7 +84,7 @@ def _folders(controller: str) -> Iterator[Path]:
     for line in GROUPS.read_text().splitlines() if GROUPS.exists() else ():
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):
-            top = next(MOUNT / name for name in (controllers, controller, "") if (MOUNT / name).exists())
+            top = next(MOUNT / name for name in (controllers, controller, "") if not name or (MOUNT / name).exists())
             group = top / path.strip("/")
             yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(top) and folder.exists())
 

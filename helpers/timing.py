@@ -166,8 +166,8 @@ def ratio_interval(
     centre = float(over.mean() - under.mean()) if n else math.nan
     if n < MIN_TRIALS:
         return math.exp(centre), math.nan
-    if paired and np.ptp(over - under) == 0:
-        return math.exp(centre), 0.0  # a constant ratio has no spread; scipy calls that undefined
+    if max(map(np.ptp, (over - under,) if paired else (over, under))) < 1e-12:  # of rounding
+        return math.exp(centre), 0.0  # a constant ratio has no spread; scipy warns, or calls that undefined
     test = stats.ttest_rel(over, under) if paired else stats.ttest_ind(over, under, equal_var=False)
     return math.exp(centre), math.expm1(test.confidence_interval(1 - alpha).high - centre)
 
