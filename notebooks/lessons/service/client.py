@@ -43,6 +43,8 @@ def running(*options: object, program: str = "serve", python: str | Path = sys.e
             try:
                 ask(f"{url}/health")
             except (OSError, ValueError):  # it ended before it could serve, or even before it had an address
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5)  # and says why
                 process.terminate()
                 process.wait()
                 said = log_file.read_text().strip().splitlines()[-2:]
