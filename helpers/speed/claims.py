@@ -7,14 +7,17 @@ bounds at 5 %; else it is **undecided**. Differences below the machine's noise f
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pandas as pd
 from scipy import stats
 
+from helpers import settings
 from helpers.engines import COLUMNS
-from helpers.speed import article, results, sweep
+from helpers.speed import article, results
 
 HOLDS, FAILS, UNDECIDED, NO_DATA = "holds", "fails", "undecided", "no data"
 LEVEL = 0.05
@@ -22,77 +25,18 @@ ASSUMED_NOISE_FLOOR = 0.10  # where a machine measured none: two trials of one f
 MEMORY_ERROR = 0.025  # standard error of a peak, as a share; repeated peaks in data/results lie closer (a test)
 
 LITTLE = 1.10  # "differ little", "can hardly be told apart": by less than this factor
-SAME, FASTER, CLEARLY = (1 / LITTLE, LITTLE), (1.0, math.inf), (1.5, math.inf)
-GPU = "pytorch_gpu_copies"
-ALL = sweep.SIZES
-TO_64, ABOVE_64 = tuple(s for s in ALL if s <= 64), tuple(s for s in ALL if s > 64)
-TO_256, ABOVE_256 = tuple(s for s in ALL if s <= 256), tuple(s for s in ALL if s > 256)
+BOUNDS = {"same": (1 / LITTLE, LITTLE), "faster": (1.0, math.inf), "clearly faster": (1.5, math.inf)}
 
 
-@dataclass(frozen=True)
-class Compare:
-    """At each of these sizes the ``what`` of ``slow`` over that of ``fast`` must lie within the bounds."""
+@cache
+def stated() -> pd.DataFrame:
+    """Return the claims, C1 to C12, as ``data/article/claims.csv`` puts them: one row per comparison.
 
-    slow: str
-    fast: str
-    batch: int
-    sizes: Sequence[int]
-    bounds: tuple[float, float] = FASTER
-    what: str = "time"  # "memory", or "growth" of the ratio of times from each size to the next
-
-
-FILES = "what onnxsim does to node counts and file sizes must lie within SAME"
-CLAIMS: dict[str, tuple[str, tuple[Compare, ...] | str]] = {
-    "C1": (
-        "batch 1: fixed and dynamic shapes differ little",
-        (Compare("onnx_dyn", "onnx_fix", 1, ALL, SAME), Compare("onnx_dyn_sim", "onnx_fix_sim", 1, ALL, SAME)),
-    ),
-    "C2": (
-        "batch 16: fixed and dynamic shapes differ little",
-        (Compare("onnx_dyn", "onnx_fix", 16, ALL, SAME), Compare("onnx_dyn_sim", "onnx_fix_sim", 16, ALL, SAME)),
-    ),
-    "C3": (
-        "batch 1: up to 256 px ONNX on the CPU beats PyTorch on the GPU, above it the GPU wins clearly",
-        (Compare(GPU, "onnx_fix", 1, TO_256), Compare("onnx_fix", GPU, 1, ABOVE_256, CLEARLY)),
-    ),
-    "C4": (
-        "batch 1: up to 64 px PyTorch CPU beats PyTorch GPU, above it the GPU wins",
-        (Compare(GPU, "pytorch_cpu", 1, TO_64), Compare("pytorch_cpu", GPU, 1, ABOVE_64)),
-    ),
-    "C5": (
-        "batch 1: ONNX always beats PyTorch CPU",
-        (Compare("pytorch_cpu", "onnx_fix", 1, ALL), Compare("pytorch_cpu", "onnx_dyn", 1, ALL)),
-    ),
-    "C6": (
-        "batch 16, below 128 px: ONNX, PyTorch CPU and PyTorch GPU can hardly be told apart",
-        tuple(
-            Compare(slow, fast, 16, TO_64, SAME)
-            for slow, fast in (("onnx_fix", "pytorch_cpu"), ("onnx_fix", GPU), ("pytorch_cpu", GPU))
-        ),
-    ),
-    "C7": (
-        "batch 16, above 128 px: the GPU's lead over PyTorch CPU grows",
-        (Compare("pytorch_cpu", GPU, 16, tuple(s for s in ALL if s >= 128), what="growth"),),
-    ),
-    "C8": (
-        "batch 16, above 256 px: PyTorch CPU is far slower than ONNX",
-        (Compare("pytorch_cpu", "onnx_fix", 16, ABOVE_256, CLEARLY),),
-    ),
-    "C9": (
-        "onnxsim changes little in speed",
-        tuple(Compare(kind, f"{kind}_sim", batch, ALL, SAME) for batch in (1, 16) for kind in ("onnx_fix", "onnx_dyn")),
-    ),
-    "C10": ("onnxsim changes little in node counts and file size", FILES),
-    "C11 speed": (
-        "on a CPU, ONNX is faster than PyTorch",
-        tuple(Compare("pytorch_cpu", "onnx_fix", batch, ALL) for batch in (1, 16)),
-    ),
-    "C11 memory": (
-        "on a CPU, ONNX needs far less memory than PyTorch",
-        tuple(Compare("pytorch_cpu", "onnx_fix", batch, ALL, CLEARLY, "memory") for batch in (1, 16)),
-    ),
-    "C12": ("for batches, the GPU beats ONNX on the CPU", (Compare("onnx_fix", GPU, 16, ALL),)),
-}
+    Of columns ``over`` and ``under``, at this batch and all sizes from ``from_px`` to ``to_px``, the ratio of ``what``
+    ("time"; "memory"; "growth" of the ratio of times from each size to the next; "files": what onnxsim does to node
+    counts and file sizes) must be as ``must_be`` says, a key of ``BOUNDS``.
+    """
+    return pd.read_csv(settings.DATA / "article" / "claims.csv")
 
 
 @dataclass(frozen=True)
@@ -140,26 +84,18 @@ def judge(table: pd.DataFrame, files: pd.DataFrame | None = None, *, level: floa
     """
     if table["network"].nunique() > 1:
         raise ValueError(f"The table holds {table['network'].nunique()} networks; give the rows of one.")
-    rows, judged = _Rows(table), {}
-    for claim, (says, parts) in CLAIMS.items():
-        if isinstance(parts, str):
-            evidence = [] if files is None else list(_of_files(files))
-        else:
-            evidence = [found for part in parts for found in rows.evidence(part)]
+    rows, judged = _Rows(table, files), {}
+    for (claim, says), parts in stated().groupby(["claim", "says"], sort=False):
+        evidence = [found for part in parts.itertuples() for found in rows.evidence(part)]
         judged[claim] = {"says": says, **_conclude(evidence, level)}
     return pd.DataFrame.from_dict(judged, orient="index").rename_axis("claim")
-
-
-def _of_files(files: pd.DataFrame) -> Iterator[Evidence]:
-    for name, row in files.iterrows():
-        for what in ("nodes", "size"):
-            yield Evidence(f"{name}: {what}", row[f"{what}_after"] / row[f"{what}_before"], lambda _: 0.0, SAME)
 
 
 class _Rows:
     """Rows of one network, looked up by column and shape."""
 
-    def __init__(self, table: pd.DataFrame) -> None:
+    def __init__(self, table: pd.DataFrame, files: pd.DataFrame | None) -> None:
+        self.files = pd.DataFrame() if files is None else files
         self.is_article = bool(len(table)) and bool((table["protocol"] == 0).all())
         self.noise = math.sqrt(2) * article.noise(table["network"].iloc[0]) if self.is_article else math.nan
         floor = 0.0 if self.is_article or table.empty else results.noise_floor(table)
@@ -167,34 +103,40 @@ class _Rows:
         measured = table[table["p50_ms"].notna() & (table["height"] == table["width"])]
         self.rows = {(row["column"], row["batch"], row["height"]): row for _, row in measured.iterrows()}
 
-    def evidence(self, part: Compare) -> Iterator[Evidence]:
-        """Yield the comparisons of a part of a claim that the rows allow."""
-        found = {size: one for size in part.sizes if (one := self._ratio(part, size))}
-        floor = 0.0 if part.what == "memory" else self.noise_floor
+    def evidence(self, part: Any) -> Iterator[Evidence]:
+        """Yield the comparisons of a row of ``stated`` that the rows allow."""
+        bounds, floor = BOUNDS[part.must_be], 0.0 if part.what == "memory" else self.noise_floor
+        if part.what == "files":
+            for (name, row), what in itertools.product(self.files.iterrows(), ("nodes", "size")):
+                ratio = row[f"{what}_{part.over}"] / row[f"{what}_{part.under}"]
+                yield Evidence(f"{name}: {what}", ratio, lambda _: 0.0, bounds)
+            return
+        sizes = sorted({size for _, _, size in self.rows if part.from_px <= size <= part.to_px})
+        found = {size: one for size in sizes if (one := self._ratio(part, size))}
         if part.what != "growth":
-            names = f"{COLUMNS[part.slow].label}/{COLUMNS[part.fast].label}"
+            names = f"{COLUMNS[part.over].label}/{COLUMNS[part.under].label}"
             for size, (ratio, interval) in found.items():
-                yield Evidence(f"{part.batch}×{size}² {names}", ratio, interval, part.bounds, floor)
+                yield Evidence(f"{part.batch:.0f}×{size}² {names}", ratio, interval, bounds, floor)
             return
         for (small, before), (large, after) in itertools.pairwise(found.items()):
 
             def both(alpha: float, widths: tuple = (before[1], after[1])) -> float:
                 return math.expm1(math.hypot(*(math.log1p(width(alpha)) for width in widths)))
 
-            where = f"{part.batch}×: lead at {large}² / lead at {small}²"
-            yield Evidence(where, after[0] / before[0], both, part.bounds, floor)
+            where = f"{part.batch:.0f}×: lead at {large}² / lead at {small}²"
+            yield Evidence(where, after[0] / before[0], both, bounds, floor)
 
-    def _ratio(self, part: Compare, size: int) -> tuple[float, Callable[[float], float]] | None:
+    def _ratio(self, part: Any, size: int) -> tuple[float, Callable[[float], float]] | None:
         """Return a ratio, and its relative interval as a function of alpha; None where rows are missing."""
-        slow, fast = (self.rows.get((column, part.batch, size)) for column in (part.slow, part.fast))
-        if slow is None or fast is None:
+        over, under = (self.rows.get((column, part.batch, size)) for column in (part.over, part.under))
+        if over is None or under is None:
             return None
         what, error = ("peak_rss_mib", math.sqrt(2) * MEMORY_ERROR) if part.what == "memory" else ("p50_ms", self.noise)
         if not math.isnan(error):
-            ratio = slow[what] / fast[what]
+            ratio = over[what] / under[what]
             return None if math.isnan(ratio) else (ratio, lambda alpha: math.expm1(error * stats.norm.isf(alpha / 2)))
-        ratio, rel_ci = results.compare_rows(slow, fast)
-        return None if math.isnan(rel_ci) else (ratio, lambda alpha: results.compare_rows(slow, fast, alpha=alpha)[1])
+        ratio, rel_ci = results.compare_rows(over, under)
+        return None if math.isnan(rel_ci) else (ratio, lambda alpha: results.compare_rows(over, under, alpha=alpha)[1])
 
 
 def _conclude(evidence: list[Evidence], level: float) -> dict[str, str]:

@@ -7,6 +7,7 @@ key held neither threads nor model; "noisy" marked a wide interval. Protocol 2: 
 the threads and the model's hash. Rows of both are read, brought to today's names, and recomputed from their blocks.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -110,10 +111,9 @@ def load(line: bytes | str) -> Row:
         raw = json.loads(line, parse_constant=_refuse)
     except ValueError:
         raise ResultsError("is torn or no JSON: remove it, and measure that row again") from None
-    if not isinstance(raw, dict) or "protocol" not in raw:
-        raise ResultsError("is no row of a sweep: fields are missing")
-    if raw["protocol"] not in (1, PROTOCOL):
-        said = f"has protocol {raw['protocol']!r}; this course reads 1 and {PROTOCOL}"
+    raw = raw if isinstance(raw, dict) else {}
+    if raw.get("protocol") not in (1, PROTOCOL):
+        said = f"has protocol {raw.get('protocol')!r}; this course reads 1 and {PROTOCOL}"
         raise ResultsError(f"{said}: measure again with this version")
     if raw.get("sha256") != checksum(raw)["sha256"]:
         raise ResultsError("was changed after it was measured: its checksum does not fit")
@@ -162,12 +162,11 @@ class Results:
         folder = settings.results_folder() if folder is None else Path(folder)
         name = re.sub(r"[^a-z0-9]+", "-", f"{machine.cpu_name()} {machine.usable_cores()} cores".lower()).strip("-")
         self.path = folder / f"{name}-{machine.identity()}.jsonl"
-        self.trouble = ""  # why rows could not be read or written, if so; those measured are still in ``rows``
-        try:
-            lines = self.path.read_bytes().splitlines() if self.path.exists() else []
-        except OSError as error:
-            lines, self.trouble = [], f"Earlier rows in {self.path} cannot be read ({error.strerror or error})."
-        self.rows = [row for row in map(_load_or_none, lines) if row]
+        self.trouble = ""  # why rows could not be written, if so; they are still in ``rows``
+        self.rows: list[Row] = []
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            with contextlib.suppress(ResultsError):
+                self.rows.append(load(line))
 
     def find(self, wanted: str, *, trials: int, with_peak: bool = False) -> Row | None:
         """Return the latest finished row with this key that is good enough, or None.
@@ -203,13 +202,6 @@ class Results:
                 f"Rows could not be written to {self.path} ({error.strerror or error}). They are shown below, but will "
                 "be lost when the kernel ends: free some space or make the folder writable, and run again."
             )
-
-
-def _load_or_none(line: bytes) -> Row | None:
-    try:
-        return load(line)
-    except ResultsError:
-        return None
 
 
 def read(path: str | Path) -> list[Row]:

@@ -12,7 +12,7 @@ import subprocess
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property, partial
@@ -140,12 +140,9 @@ def measure_table(
     for number, shape in enumerate(shapes):
         if not todo[shape]:
             continue
-        left_s = budget_s - progress.elapsed_s()
-        so_far = [row for found in rows.values() for row in found.values()]
-        progress.start(number, min(left_s, sum(sweep.expected_s(at, todo[at], so_far) for at in shapes[number:])))
-        if sweep.expected_s(shape, todo[shape], so_far) > left_s:
-            note = "it would take longer than the time left"
-            new = [sweep.row(name, shape, Status.BUDGET, note) for name in todo[shape]]
+        progress.number, left_s = number, budget_s - progress.elapsed_s()
+        if left_s <= 0:
+            new = [sweep.row(name, shape, Status.BUDGET, "the time was up") for name in todo[shape]]
         else:
             new = sweep.measure(shape, todo[shape], left_s)
             results.add(row for row in new if row.status not in (Status.BUDGET, Status.UNAVAILABLE))
@@ -186,17 +183,6 @@ class _Sweep:
         fields |= {"key": self.key(column, shape), "measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
         fields |= {"note": note, "threads": self.threads, "protocol": PROTOCOL, "fingerprint": machine.fingerprint()}
         return Row(**fields, **{name: _six_digits(value) for name, value in values.items()})
-
-    def expected_s(self, shape: Shape, columns: Sequence[str], rows: Iterable[Row]) -> float:
-        """Return how long the columns would take, judged by their latest times and the number of pixels."""
-        total, latest = 0.0, {row.column: row for row in rows if row.p50_ms}
-        for last in (latest[column] for column in columns if column in latest):
-            pixels = last.batch * last.channels * last.height * last.width
-            run_s = math.prod(shape) / pixels * (last.p50_ms or 0) / 1e3
-            runs = timing.WARM_UP_RUNS + 1 + (timing.SLOW_BLOCK if run_s * 1e3 > timing.SLOW_MS else timing.BLOCK)
-            total += self.trials * max(runs * run_s, timing.WARM_UP_S + timing.LONG_ENOUGH_S)
-            total += 2 * run_s * (last.column in self.peaks_of)
-        return total
 
     def measure(self, shape: Shape, todo: Sequence[str], left_s: float) -> list[Row]:
         """Return a finished row for each column of todo."""
@@ -362,25 +348,18 @@ class _Progress:
 
     def __init__(self, network: str, shapes: Sequence[Shape]) -> None:
         self.network, self.shapes, self.began = network, shapes, time.monotonic()
-        self.number, self.ends_s = 0, 0.0
-        self.handle: Any = None
+        self.number, self.handle = 0, None
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self.began
-
-    def start(self, number: int, expected_s: float) -> None:
-        self.number, self.ends_s = number, self.elapsed_s() + expected_s
-        self.show("starting")
 
     def trial(self, timings: dict[str, timing.Timing]) -> None:
         last, first = list(timings.values())[-1], COLUMNS[next(iter(timings))].label
         self.show(f"trial {len(last.trials)} · {COLUMNS[last.name].label} ×{last.ratio:.2f} {first}'s speed")
 
     def show(self, what: str) -> None:
-        left_s = max(self.ends_s - self.elapsed_s(), 0)
-        about = f"{left_s / 60:.0f} min" if left_s > 90 else f"{left_s:.0f} s"
         place = f"shape {self.number + 1} of {len(self.shapes)}, {'×'.join(map(str, self.shapes[self.number]))}"
-        self._write(f"{self.network}: {place}, {what}" + (f" · about {about} left" if left_s else ""))
+        self._write(f"{self.network}: {place}, {what} · {self.elapsed_s():.0f} s")
 
     def end(self, table: Sequence[Row], used_again: int, results: Results) -> None:
         counts = Counter(str(row.status) for row in table).most_common()
