@@ -56,7 +56,7 @@ def main() -> None:
     if lack := chromium.missing():
         sys.exit(f"Netron draws in a browser: {lack}")
     logging.basicConfig(level=logging.WARNING)  # else Netron sets it to INFO, for everything
-    model, _ = load_model("resnet18", weights="stand-in")
+    model, _ = load_model("resnet18", weights="random")
     example = (torch.zeros(1, 3, 256, 256),)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = chromium.launch(playwright)
