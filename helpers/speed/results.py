@@ -111,9 +111,10 @@ def load(line: bytes | str) -> Row:
         raw = json.loads(line, parse_constant=_refuse)
     except ValueError:
         raise ResultsError("is torn or no JSON: remove it, and measure that row again") from None
-    raw = raw if isinstance(raw, dict) else {}
-    if raw.get("protocol") not in (1, PROTOCOL):
-        said = f"has protocol {raw.get('protocol')!r}; this course reads 1 and {PROTOCOL}"
+    if not isinstance(raw, dict) or "protocol" not in raw:
+        raise ResultsError("is no row of a sweep: fields are missing")
+    if raw["protocol"] not in (1, PROTOCOL):
+        said = f"has protocol {raw['protocol']!r}; this course reads 1 and {PROTOCOL}"
         raise ResultsError(f"{said}: measure again with this version")
     if raw.get("sha256") != checksum(raw)["sha256"]:
         raise ResultsError("was changed after it was measured: its checksum does not fit")
