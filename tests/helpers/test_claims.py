@@ -12,6 +12,9 @@ from helpers.engines import COLUMNS
 from helpers.speed import article, claims, results
 from helpers.speed.claims import FAILS, HOLDS, NO_DATA, UNDECIDED
 
+SAME, FASTER = (claims.BOUNDS[name] for name in ("same", "faster"))
+CLAIMS = claims.stated()["claim"].unique().tolist()
+
 
 def judged(ms=plain_ms, **about):
     return claims.judge(make_table(ms, **about))
@@ -31,9 +34,16 @@ def noise_floor(monkeypatch, share):
     monkeypatch.setattr(results, "noise_floor", lambda _: share)
 
 
+def test_the_claims_are_about_columns_and_bounds_that_exist():
+    stated = claims.stated()
+    timed = stated[stated["what"] != "files"]
+    assert len(CLAIMS) == 13 and {*timed["over"], *timed["under"]} <= set(COLUMNS)
+    assert set(stated["must_be"]) == set(claims.BOUNDS) and set(timed["what"]) == {"time", "memory", "growth"}
+
+
 def test_equal_files_and_a_slow_pytorch_get_the_verdicts_they_must():
     wanted = dict.fromkeys(("C1", "C2", "C5", "C8", "C9", "C11 speed"), HOLDS) | {"C6": FAILS, "C11 memory": FAILS}
-    assert judged()["verdict"].to_dict() == dict.fromkeys(claims.CLAIMS, NO_DATA) | wanted
+    assert judged()["verdict"].to_dict() == dict.fromkeys(CLAIMS, NO_DATA) | wanted
 
 
 def test_one_clear_counterexample_fails_a_claim_and_is_named():
@@ -68,16 +78,16 @@ def test_a_machine_without_a_measured_noise_floor_gets_the_assumed_one():
 @pytest.mark.parametrize(
     ("ratio", "rel_ci", "bounds", "floor", "inside", "outside"),
     [
-        (1.0, 0.01, claims.SAME, 0.0, True, False),
-        (1.0, 0.01, claims.SAME, 0.5, True, False),
-        (1.2, 0.01, claims.SAME, 0.0, False, True),
-        (1 / 1.2, 0.01, claims.SAME, 0.0, False, True),
-        (1.2, 0.01, claims.SAME, 0.5, False, False),
-        (1.2, 0.15, claims.SAME, 0.0, False, False),
-        (1.2, 0.01, claims.FASTER, 0.0, True, False),
-        (1.2, 0.01, claims.FASTER, 0.5, False, False),
-        (0.8, 0.01, claims.FASTER, 0.0, False, True),
-        (0.8, 0.01, claims.FASTER, 0.5, False, False),
+        (1.0, 0.01, claims.BOUNDS["same"], 0.0, True, False),
+        (1.0, 0.01, claims.BOUNDS["same"], 0.5, True, False),
+        (1.2, 0.01, claims.BOUNDS["same"], 0.0, False, True),
+        (1 / 1.2, 0.01, claims.BOUNDS["same"], 0.0, False, True),
+        (1.2, 0.01, claims.BOUNDS["same"], 0.5, False, False),
+        (1.2, 0.15, claims.BOUNDS["same"], 0.0, False, False),
+        (1.2, 0.01, claims.BOUNDS["faster"], 0.0, True, False),
+        (1.2, 0.01, claims.BOUNDS["faster"], 0.5, False, False),
+        (0.8, 0.01, claims.BOUNDS["faster"], 0.0, False, True),
+        (0.8, 0.01, claims.BOUNDS["faster"], 0.5, False, False),
     ],
 )
 def test_a_coarse_machine_proves_nothing_and_makes_differ_little_no_harder_to_see(
@@ -89,7 +99,7 @@ def test_a_coarse_machine_proves_nothing_and_makes_differ_little_no_harder_to_se
 
 def test_one_bound_is_tested_at_the_level_and_two_share_it():
     asked = []
-    for bounds in (claims.FASTER, claims.SAME):
+    for bounds in (claims.BOUNDS["faster"], claims.BOUNDS["same"]):
         found = claims.Evidence("here", 1.0, lambda alpha: asked.append(alpha) or 0.0, bounds)
         found.inside(), found.outside(0.01)
     assert asked == [0.1, 0.02, 0.1, 0.01], "two-sided intervals"

@@ -1,138 +1,135 @@
-"""helpers.results: both protocols are read, what contradicts itself is refused, numbers come from raw blocks."""
+"""helpers.speed.results: all protocols are read, what contradicts itself is refused, numbers come from raw blocks."""
 
 import json
 import math
+from dataclasses import asdict
 
-import numpy as np
 import pandas as pd
 import pytest
-from speed_tables import make_table
+from speed_tables import collected, make_table
 
-from helpers import settings
-from helpers.engines import AGAIN
+from helpers import settings, timing
+from helpers.engines import AA
 from helpers.speed import results
+from helpers.timing import Status
 
-RESULTS = settings.DATA / "results"
+FILES = sorted((settings.DATA / "results").glob("*.jsonl"))
 FACTS = {"cpu": "A", "usable_cores": 2, "gpu": None}
 
 
 def row(column="onnx_fix", *, blocks=((1.0, 1.1, 0.9),) * 5, **changes):
-    """Return a sealed row of protocol 2."""
-    values = {
-        "key": f"0123456789/tiny/abc/{column}/1x3x32x32/2-threads/protocol-2",
-        "measured_at": "2026-11-27T00:00:00+00:00",
-        "network": "tiny",
-        "model_sha256": "abc",
-        "column": column,
-        "batch": 1,
-        "height": 32,
-        "width": 32,
-        "threads": 2,
-        "status": "ok",
-        "note": "",
-        "protocol": 2,
-        "sitting": "s",
-        "block_ms": [list(block) for block in blocks],
-        "p50_ms": float(np.median(np.concatenate([np.asarray(block) for block in blocks]))),
-        "fingerprint": FACTS,
-    }
-    return results.seal(values | changes)
+    """Return a row of today's protocol; the median of its blocks is their first number."""
+    values = {"key": f"0123/tiny/abc/{column}/1x3x32x32", "measured_at": "2026-11-27T00:00:00+00:00", "note": ""}
+    values |= {"network": "tiny", "model_sha256": "abc", "column": column, "batch": 1, "height": 32, "width": 32}
+    values |= {"threads": 2, "status": Status.OK, "protocol": 2, "fingerprint": FACTS, "run_id": "s"}
+    values |= {"block_ms": [list(block) for block in blocks], "p50_ms": blocks[0][0]}
+    return results.Row(**values | changes)
+
+
+def line(raw, *, checked=True):
+    """Return fields as a line of a file, with a checksum that fits or the one they have."""
+    return json.dumps(results.checksum(raw) if checked else raw) + "\n"
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in rows), encoding="utf-8")
+    path.write_text("".join(map(results.dump, rows)))
     return path
 
 
-def test_a_file_comes_back_as_it_was_written(tmp_path):
-    rows = [row(), row("pytorch_cpu", blocks=((2.0, 2.2, 1.8),) * 5)]
-    assert results.read(write(tmp_path / "a.jsonl", rows)) == rows
-    table = results.to_table(rows).set_index("column")
-    assert table.loc["onnx_fix", "ratio"] == pytest.approx(2) and table.loc["onnx_fix", "half_width"] < 1e-6
+# ---- one row
+
+
+def test_what_is_dumped_is_loaded():
+    given = row(status=Status.CONTENDED, note="×", discarded_ms=[[2.0]], other_cores=0.7, gpu_state="1 MHz")
+    assert results.load(results.dump(given)) == given == results.load(results.dump(given).encode())
+    with pytest.raises(ValueError, match="JSON"):
+        results.dump(row(gflop=math.nan))
+
+
+def test_the_checksum_is_that_of_the_line_whatever_its_fields_are_called_today():
+    raw = json.loads(results.dump(row()))
+    assert results.checksum(raw) == raw and results.checksum(raw | {"note": "x"})["sha256"] != raw["sha256"]
+    assert results.checksum(dict(reversed(raw.items())))["sha256"] == raw["sha256"]
+    old = results.checksum({**raw, "sitting": "s", "a_field_of_old": 1})
+    assert results.load(json.dumps(old)).run_id == "s"
+
+
+def test_rows_of_older_protocols_come_under_todays_names():
+    raw = asdict(row())
+    second = {name: raw[name] for name in raw if name not in ("run_id", "discarded_ms", "other_cores")} | {
+        "sitting": "s",
+        "foreign_cores": 0.7,
+        "restless_sessions": 2,
+        "disturbed_ms": [[9.0]],
+        "status": "disturbed",
+        "estimated_mib": 7,
+    }
+    assert results.load(line(second)) == row(
+        other_cores=0.7, not_idle_trials=2, discarded_ms=[[9.0]], status=Status.CONTENDED
+    )
+    names = ["key", "measured_at", "network", "column", "batch", "note", "p50_ms", "block_ms", "threads", "fingerprint"]
+    first = {name: raw[name] for name in names} | {"protocol": 1, "size": 48, "status": "noisy", "ratio_low": 1.0}
+    found = results.load(line(first))
+    assert (found.height, found.width, found.status, found.run_id, found.channels) == (48, 48, "ok", None, 3)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_of_the_course_is_whole(path):
+    rows = results.read(path)
+    assert len(rows) == len(path.read_text().splitlines()) and {found.status for found in rows} <= set(Status)
+    finished = [found for found in rows if found.status in results.FINISHED]
+    assert finished and all(found.p50_ms > 0 for found in finished)
+    assert any(found.protocol == 1 or (found.run_id and found.other_cores is not None) for found in finished)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("change", "message"),
     [
-        (lambda entry: entry | {"p50_ms": 0.5}, "line 2 was changed after it was measured"),
-        (lambda entry: results.seal(entry | {"p50_ms": 0.5}), "its own runs give 1 ms"),
-        (lambda entry: results.seal(entry | {"block_ms": None}), "holds no runs"),
-        (lambda entry: results.seal(entry | {"block_ms": [["1 ms"]]}), "holds no runs"),
-        (lambda entry: results.seal(entry | {"block_ms": [[-1.0]], "p50_ms": -1.0}), "its own runs give -1 ms"),
-        (lambda entry: results.seal(entry | {"status": "great"}), "has the status 'great'"),
-        (lambda entry: results.seal(entry | {"protocol": 9}), "has protocol 9; this course reads 1 and 2"),
-        (lambda entry: results.seal(entry | {"column": "mine"}), "'mine', a column that this course does not know"),
-        (lambda entry: results.seal(entry | {"key": entry["key"].replace("01", "99")}), "of another machine"),
-        (lambda entry: {"p50_ms": 1}, "fields are missing"),
+        ({"p50_ms": 0.5}, "its own runs give 1 ms"),
+        ({"block_ms": None}, "holds no runs"),
+        ({"block_ms": [["1 ms"]]}, "holds no runs"),
+        ({"block_ms": [[-1.0]], "p50_ms": -1.0}, "its own runs give -1 ms"),
+        ({"status": "great"}, "has the status 'great'"),
+        ({"protocol": 9}, "has protocol 9; this course reads 1 and 2"),
+        ({"column": "mine"}, "'mine', a column that this course does not know"),
+        ({"key": "9999/tiny"}, "of another machine"),
     ],
 )
-def test_a_row_that_cannot_be_trusted_is_named(tmp_path, spoil, message):
-    with pytest.raises(results.ResultsError, match=message):
-        results.read(write(tmp_path / "a.jsonl", [row(), spoil(row("pytorch_cpu"))]))
+def test_a_row_that_cannot_be_trusted_is_named(tmp_path, change, message):
+    bad = asdict(row("pytorch_cpu")) | change
+    path = tmp_path / "a.jsonl"
+    path.write_text(results.dump(row()) + line(bad))
+    with pytest.raises(results.ResultsError, match=f"line 2 .*{message}"):
+        results.read(path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "is empty"), ('{"key": 1', "line 1 is torn"), ("[NaN]\n", "torn")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ('{"key": 1', "line 1 is torn"),
+        ("[NaN]\n", "line 1 is torn"),
+        (line({"p50_ms": 1}), "fields are missing"),
+        (line({"p50_ms": 1, "protocol": 2}), "fields are missing"),
+        (line({**json.loads(results.dump(row())), "p50_ms": 0.5}, checked=False), "line 1 was changed"),
+        ("{\n" * 9, "And 4 more"),
+    ],
+)
 def test_files_that_are_no_results(tmp_path, text, message):
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(results.ResultsError, match=message):
         results.read(tmp_path / "a.jsonl")
 
 
-def test_a_shared_ratio_is_computed_from_its_blocks_whatever_the_row_says():
-    rows = [row(ratio=99.0, half_width=0.0), row("pytorch_cpu")]
-    assert results.to_table(rows).set_index("column").loc["onnx_fix", "ratio"] == pytest.approx(1)
+# ---- this machine's file
 
 
-@pytest.mark.parametrize("sessions", [2, 3, results.ENOUGH_SESSIONS - 1])
-def test_too_few_sessions_give_no_interval(sessions):
-    few = [[1.0 + number / 100] for number in range(sessions)]
-    found = results.to_table([row(blocks=few), row("pytorch_cpu", blocks=((2.0,),) * 5)]).iloc[0]
-    assert found["ratio"] > 1.8 and math.isnan(found["half_width"])
-
-
-def test_rows_of_one_thread_are_not_compared_with_rows_of_two():
-    slow = row("pytorch_cpu", threads=1, blocks=((8.0,),) * 5)
-    table = results.to_table([row(), row("pytorch_cpu"), slow])
-    assert table.loc[table["column"] == "onnx_fix", "ratio"].item() == pytest.approx(1)
-
-
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
-def test_every_file_of_the_course_is_whole(path):
-    table = results.to_table(results.read(path))
-    finished = table[table["status"].isin(results.FINISHED)]
-    assert len(finished) and finished["p50_ms"].gt(0).all() and "noisy" not in set(table["status"])
-
-
-def test_protocol_1_has_ratios_and_no_intervals():
-    table, left_out = results.collect()
-    assert not left_out
-    old = table[table["protocol"] == 1]
-    assert (
-        len(old)
-        and old["ratio"].notna().any()
-        and old["half_width"].isna().all()
-        and set(old["sessions"].dropna()) == {1}
-    )
-
-
-def test_one_bad_file_stops_no_other(tmp_path):
-    write(tmp_path / "good.jsonl", [row()])
-    write(tmp_path / "twin.jsonl", [row()])
-    (tmp_path / "torn.jsonl").write_text("{")
-    table, left_out = results.collect(tmp_path)
-    assert len(table) == 1 and set(left_out) == {"twin.jsonl", "torn.jsonl"}
-    assert "of the same machine as good.jsonl" in left_out["twin.jsonl"]
-    assert results.collect(tmp_path / "nowhere")[0].empty
-
-
-def test_the_floor_is_the_far_end_of_one_file_against_itself():
-    steady = make_table(noise=0.0)
-    assert results.floor(steady) == pytest.approx(0, abs=1e-9)
-    shifted = make_table(lambda column, batch, size: 1.05 if column == AGAIN else 1.0)
-    assert results.floor(shifted) == pytest.approx(0.05)
-    noisy = make_table(noise=0.03)
-    assert results.floor(noisy) > 0.03
-    assert math.isnan(results.floor(steady[steady["column"] != AGAIN]))
+def test_rows_are_found_again_if_they_are_good_enough(tmp_path):
+    results.Results(tmp_path).add([row(), row("pytorch_cpu", peak_rss_mib=9.0), row("onnx_dyn", status=Status.FAILED)])
+    store = results.Results(tmp_path)
+    assert store.find(row().key, trials=5) == row() and store.find(row("onnx_dyn").key, trials=0) is None
+    assert store.find(row().key, trials=6) is None and store.find(row().key, trials=5, with_peak=True) is None
+    assert store.find(row("pytorch_cpu").key, trials=5, with_peak=True).peak_rss_mib == 9
 
 
 def test_a_torn_last_line_is_left_alone_and_a_new_one_begun(tmp_path):
@@ -140,18 +137,73 @@ def test_a_torn_last_line_is_left_alone_and_a_new_one_begun(tmp_path):
     store.add([row(), row("pytorch_cpu")])
     store.path.write_bytes(store.path.read_bytes()[:-20])
     again = results.Results(tmp_path)
-    assert len(again.rows) == 1
+    assert again.rows == [row()]
     again.add([row("onnx_dyn")])
-    assert [entry["column"] for entry in results.Results(tmp_path).rows] == ["onnx_fix", "onnx_dyn"]
+    assert results.Results(tmp_path).rows == [row(), row("onnx_dyn")]
 
 
 def test_an_edited_row_of_ones_own_is_measured_again(tmp_path):
     store = results.Results(tmp_path)
     store.add([row(), row("pytorch_cpu")])
     store.path.write_text(store.path.read_text().replace('"p50_ms": 1.0', '"p50_ms": 0.5', 1))
-    again = results.Results(tmp_path)
-    assert [entry["column"] for entry in again.rows] == ["pytorch_cpu"]
-    assert again.find(row()["key"], sessions=5) is None
+    assert results.Results(tmp_path).rows == [row("pytorch_cpu")]
+
+
+# ---- tables
+
+
+def test_ratios_are_computed_from_blocks_of_one_thread_number(tmp_path):
+    rows = [row(), row("pytorch_cpu", blocks=((2.0, 2.2, 1.8),) * 5)]
+    slow = row("pytorch_cpu", threads=1, blocks=((8.0,),) * 5)
+    table = results.to_table([*results.read(write(tmp_path / "a.jsonl", rows)), slow]).set_index("column")
+    assert table.loc["onnx_fix", ["ratio", "rel_ci", "p50_ms", "runs", "trials"]].tolist() == pytest.approx(
+        [2, 0, 1, 15, 5], abs=1e-6
+    )
+    assert table["ratio"].tolist() == pytest.approx([2, 1, 1])
+
+
+@pytest.mark.parametrize("trials", [2, 3, timing.TRIALS - 1])
+def test_too_few_trials_give_no_interval(trials):
+    few = [[1.0 + number / 100] for number in range(trials)]
+    found = results.to_table([row(blocks=few), row("pytorch_cpu", blocks=((2.0,),) * 5)]).iloc[0]
+    assert found["ratio"] > 1.8 and math.isnan(found["rel_ci"])
+
+
+def test_rows_of_one_run_are_compared_trial_by_trial_and_others_as_strangers():
+    drift = [[math.exp(number)] for number in range(5)]
+    table = results.to_table([row(blocks=drift), row("pytorch_cpu", blocks=drift)])
+    (_, paired), (_, strangers) = (
+        results.compare_rows(table.iloc[0], table.assign(run_id=run_id).iloc[1]) for run_id in ("s", "other")
+    )
+    assert paired == 0 and strangers > 1
+
+
+def test_protocol_1_has_ratios_and_no_intervals():
+    table, left_out = collected()
+    old = table[table["protocol"] == 1]
+    assert not left_out and old["ratio"].notna().any() and table["rel_ci"].notna().any()
+    assert old["rel_ci"].isna().all() and set(old["trials"].dropna()) == {1}
+
+
+def test_one_bad_file_stops_no_other(tmp_path):
+    latest = [row(measured_at="2026-11-28"), row(status=Status.FAILED, block_ms=[], p50_ms=None)]
+    write(tmp_path / "good.jsonl", [row(), *latest])
+    write(tmp_path / "same.jsonl", [row()])
+    (tmp_path / "torn.jsonl").write_text("{")
+    table, left_out = results.collect(tmp_path)
+    assert table["measured_at"].tolist() == ["2026-11-28"], "the latest finished row"
+    assert set(left_out) == {"same.jsonl", "torn.jsonl"}
+    assert "of the same machine as good.jsonl" in left_out["same.jsonl"]
+    assert results.collect(tmp_path / "nowhere")[0].empty
+
+
+def test_the_noise_floor_is_the_far_end_of_one_file_against_itself():
+    steady = make_table()
+    assert results.noise_floor(steady) == pytest.approx(0, abs=1e-9)
+    shifted = make_table(lambda column, *_: 1.05 if column == AA else 1.0)
+    assert results.noise_floor(shifted) == pytest.approx(0.05)
+    assert 0.03 < results.noise_floor(make_table(noise=0.03)) < 0.3
+    assert math.isnan(results.noise_floor(steady[steady["column"] != AA]))
 
 
 @pytest.mark.parametrize(("newer", "expected"), [(1, 1), (2, 2), (3, 2)], ids=["fewer", "as many", "more"])
@@ -159,11 +211,12 @@ def test_the_fullest_rows_of_a_gpu_are_taken_and_of_equal_ones_the_newer(monkeyp
     of = {"network": "resnet18", "machine": "A", "column": "pytorch_gpu", "p50_ms": 1.0}
     table = pd.DataFrame([of | {"protocol": 1}] * 2 + [of | {"protocol": 2}] * newer)
     table = pd.concat([table, table.assign(column="onnx_fix", protocol=2)])  # rows of the CPU do not count
-    monkeypatch.setattr(results, "collect", lambda folder: (table, {}))
+    monkeypatch.setattr(results, "collect", lambda: (table, {}))
     assert set(results.with_gpu("resnet18")["protocol"]) == {expected}
+    assert results.with_gpu("no such network").empty
 
 
-def test_a_machine_with_a_gpu_is_found():
+def test_a_machine_with_a_gpu_is_found(monkeypatch):
+    monkeypatch.setattr(results, "collect", collected)
     gpu = results.with_gpu("mobilenet_v3_small")
     assert gpu["machine"].nunique() == 1 and gpu["column"].str.contains("gpu").any()
-    assert results.with_gpu("no such network").empty
