@@ -1,13 +1,16 @@
-"""The course's machinery, which no notebook and no learner's module imports; ``python -m course --help`` uses it.
+"""The course's machinery, which no notebook and no helper imports; ``python -m course --help`` lists its commands.
 
 Read first ``run``, then ``build``:
 
-    notebooks  the notebooks as files: their links, their titles, and whether stored outputs are fresh
+    notebooks  the notebooks as files, and the lines that are generated from them
+    freshness  what a notebook's outputs depend on: a change elsewhere makes nothing stale
     run        the one place that runs notebooks; it keeps executed copies
+    kernels    kernels that start warm, for a try of the whole course
+    warm       what the process behind them imports
     build      the site of executed copies; storing outputs in the notebooks
     slides     decks that open from disk
     handout    copies without solutions
-    book       the whole course as a PDF
-    pages      pictures of pages and plots, to proofread
-    paddle     one PaddlePaddle network as ONNX, from an environment of its own
+    pdf        the whole course as a PDF
+    pictures   pictures of pages and plots, to proofread
+    first      a first result in seconds
 """

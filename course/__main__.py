@@ -1,10 +1,13 @@
 """Run the course from the command line: ``python -m course build``; ``python -m course --help`` lists the rest."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
 from helpers import settings
+
+WORK = settings.ROOT / "_build"
 
 
 def check_results(paths: list[Path]) -> int:
@@ -21,18 +24,27 @@ def check_results(paths: list[Path]) -> int:
     return 1 if refused else 0
 
 
-def publish(choice: argparse.Namespace) -> int:
-    """Make decks, handouts, the PDF or pictures, and say where they are; return the exit code."""
-    from course import handout, notebooks, pdf, pictures, run, slides
+def run(choice: argparse.Namespace) -> int:
+    """Do what the command line asks for, importing no more than that takes; return the exit code."""
+    if choice.command == "first":
+        from course.first import first
 
+        return first()
+    if choice.command == "check":
+        return check_results(choice.files)
+    from course import build, handout, notebooks, pdf, pictures, slides
+
+    if choice.command == "build":
+        return build.build(choice.effort or settings.effort(), choice.only, choice.out)
+    if choice.command == "store":
+        return build.store(choice.only)
     if choice.command == "pictures":
-        taken = pages.pictures(choice.site or run.WORK / "html", run.WORK / "pictures")
-        print(f"{len(taken)} pictures in {run.WORK / 'pictures'}")
+        print(f"{len(pictures.pictures(choice.site, WORK / 'pictures'))} pictures in {WORK / 'pictures'}")
     elif choice.command == "pdf":
-        print(book.pdf(choice.out or run.WORK / "course.pdf"))
+        print(pdf.pdf(choice.out))
     elif choice.command == "slides":
         for path in notebooks.choose(choice.only):
-            print(slides.slides(path, run.WORK / "slides").resolve().as_uri())
+            print(slides.slides(path, WORK / "slides").resolve().as_uri())
     else:
         for path in notebooks.choose(choice.only):
             print(handout.handout(path, settings.ROOT / "handout", force=choice.force))
@@ -40,12 +52,13 @@ def publish(choice: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Read the command line and return the exit code."""
+    """Read the command line and return the exit code: 130 or 143 where Ctrl-C or SIGTERM ended it."""
     parser = argparse.ArgumentParser(prog="python -m course", description="Run and render the course.")
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("first", help="a first result in seconds: a network exported, run, and a photo named")
     build = commands.add_parser("build", help="run the notebooks and render them as a site in _build/html/")
     build.add_argument("--effort", choices=settings.EFFORTS, help="how much work to do (default: standard)")
-    build.add_argument("--out", type=Path, help="folder for the site")
+    build.add_argument("--out", type=Path, default=WORK / "html", help="folder for the site")
     store = commands.add_parser("store", help="for authors: run notebooks in place and keep their outputs")
     for command in (build, store):
         command.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these")
@@ -57,29 +70,28 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("only", nargs="*", metavar="NN", help="just these; all if none is named")
     handout.add_argument("--force", action="store_true", help="overwrite handouts that somebody has worked in")
     pdf = commands.add_parser("pdf", help="print the whole course, with its stored outputs, as one PDF")
-    pdf.add_argument("--out", type=Path, help="the file (default: _build/course.pdf)")
+    pdf.add_argument("--out", type=Path, default=WORK / "course.pdf", help="the file")
     pictures = commands.add_parser("pictures", help="for authors: picture every page and plot in _build/pictures/")
-    pictures.add_argument("--site", type=Path, help="folder of the built site (default: _build/html/)")
-    commands.add_parser("paddle", help="export a PaddlePaddle network for notebook 11 (about 1 GB to install)")
+    pictures.add_argument("--site", type=Path, default=WORK / "html", help="folder of the built site")
     choice = parser.parse_args(arguments)
+    ended = []
+
+    def stop(number: int, frame: object) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         settings.check()
-        if choice.command == "check":
-            return check_results(choice.files)
-        if choice.command in ("build", "store"):
-            from course import build as builder
-
-            if choice.command == "store":
-                return builder.store(choice.only)
-            return builder.build(choice.effort or settings.effort(), choice.only, choice.out or builder.SITE)
-        if choice.command == "paddle":
-            from course import paddle
-
-            return paddle.main()
-        return publish(choice)
+        return run(choice)
+    except KeyboardInterrupt:
+        print("\nStopped. What had run to its end is kept: the same command goes on from there.", file=sys.stderr)
+        return 128 + (ended or [signal.SIGINT])[0]
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

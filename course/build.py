@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nbformat import NotebookNode
 
 from course import notebooks
 from course.run import KERNELS_LOG, WORK, run_all
 from helpers import settings
-
-SITE = WORK / "html"
 
 
 def build(effort: str, only: list[str], out: Path) -> int:
@@ -23,18 +22,16 @@ def build(effort: str, only: list[str], out: Path) -> int:
     paths = notebooks.choose(only)
     out.mkdir(parents=True, exist_ok=True)
     KERNELS_LOG.unlink(missing_ok=True)
-    _prepare(paths)
     started = time.perf_counter()
     results = run_all(paths)
-    complaints = render({path.name: result.book for path, result in results.items()}, out)
+    complaints = render({path.name: result.nb for path, result in results.items()}, out)
     print(f"\nThe course at {effort} effort took {time.perf_counter() - started:.0f} s:")
     for path in paths:
         result = results[path]
         kept = " (kept from an earlier build)" if result.kept else ""
         seconds = f"{result.seconds:.1f} s{kept}"
         print(f"  FAILED  {path.stem}  {result.problem}" if result.problem else f"  passed  {path.stem}  {seconds}")
-    others = [path.stem for path in notebooks.notebooks() if path not in results]
-    if others:
+    if others := [path.stem for path in notebooks.notebooks() if path not in results]:
         print(f"  not run, shown with the outputs stored by the authors: {', '.join(others)}")
     failed = any(result.problem for result in results.values())
     if failed:
@@ -45,28 +42,8 @@ def build(effort: str, only: list[str], out: Path) -> int:
     return 1 if complaints or failed else 0
 
 
-def _prepare(paths: list[Path]) -> None:
-    """Fetch what the notebooks need once, with its progress bar here, not in the middle of a lesson."""
-    used = {file.stem for path in paths for file in notebooks.helpers_used(path)}
-    for photo in settings.IMAGES.glob("*") if "images" in used else ():
-        try:
-            photo.name.encode()
-        except UnicodeEncodeError:
-            print(f"The name of {str(photo)!a} is not UTF-8; rename the file if a notebook should show it.")
-    if "images" in used:
-        from helpers import photos
-
-        photos.sample_photos()
-    if "models" in used:
-        from helpers import models
-
-        for name in models.NETWORKS:
-            loaded = models.load_model(name)[1]
-            print(f"{name}: {loaded.kind} weights, {loaded.path.name}. {loaded.why}", flush=True)
-
-
-def render(books: Mapping[str, NotebookNode], out: Path, *, builder: str = "html", **choices: object) -> str:
-    """Render the pages, executed copies (``books``, by file name) instead of stored ones; return Sphinx's complaints.
+def render(executed: Mapping[str, NotebookNode], out: Path, *, builder: str = "html", **choices: Any) -> str:
+    """Render the pages, ``executed`` copies (by file name) instead of stored ones; return Sphinx's complaints.
 
     ``choices`` are settings that differ from ``notebooks/conf.py``.
     """
@@ -76,20 +53,11 @@ def render(books: Mapping[str, NotebookNode], out: Path, *, builder: str = "html
     staged, warnings = WORK / "staged", io.StringIO()
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(settings.NOTEBOOKS, staged, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
-    for name, book in books.items():
-        notebooks.write(staged / name, book)
+    for name, nb in executed.items():
+        notebooks.write(staged / name, nb)
     with patch_docutils(staged), docutils_namespace():
-        app = Sphinx(
-            srcdir=staged,
-            confdir=staged,
-            outdir=out,
-            doctreedir=WORK / "doctrees",
-            buildername=builder,
-            confoverrides=choices,
-            status=None,
-            warning=warnings,
-            freshenv=True,
-        )
+        where = (staged, staged, out, WORK / "doctrees")
+        app = Sphinx(*where, builder, confoverrides=choices, status=None, warning=warnings, freshenv=True)
         app.build()
     return warnings.getvalue().strip()
 
@@ -97,21 +65,22 @@ def render(books: Mapping[str, NotebookNode], out: Path, *, builder: str = "html
 def store(only: list[str]) -> int:
     """Keep outputs in the notebooks, those of an up-to-date build or of a run now; return the exit code.
 
-    Run time, cores and source hash go with them, and generated lines are refreshed. Where a cell fails, the file stays
-    as it was.
+    Run time, cores and hashes go with them, and generated lines are refreshed. Where a cell fails, the file stays as it
+    was.
     """
     os.environ["COURSE_EFFORT"] = settings.effort()  # as a build sets it: executed copies are tied to it
     KERNELS_LOG.unlink(missing_ok=True)
-    sources = {path: notebooks.source_hash(path) for path in notebooks.choose(only)}  # before any author's next change
-    results = run_all(list(sources))
+    reaches = {path: notebooks.reach(path) for path in notebooks.choose(only)}  # before any author's next change
+    results = run_all(list(reaches))
     for path, result in results.items():
         if result.problem:
             print(f"{path.name} is as before")
             continue
         facts = {"effort": settings.effort(), "seconds": round(result.seconds, 1), "cores": result.cores}
-        result.book.metadata.pop("executed", None)
-        result.book.metadata["course"] = result.book.metadata.get("course", {}) | facts | {"source_hash": sources[path]}
-        notebooks.write(path, result.book)
+        facts |= {"source_hash": reaches[path].hash(), "modules_hash": reaches[path].modules_hash()}
+        result.nb.metadata.pop("executed", None)
+        result.nb.metadata["course"] = result.nb.metadata.get("course", {}) | facts
+        notebooks.write(path, result.nb)
     for name in notebooks.refresh_generated():
         print(f"generated lines refreshed: {name}")
     return 1 if any(result.problem for result in results.values()) else 0

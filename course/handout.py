@@ -1,13 +1,11 @@
 """The notebooks without their solutions: places to fill in, and the cells that check an answer."""
 
 import re
-import shutil
 from pathlib import Path
 
 from nbconvert.preprocessors import TagRemovePreprocessor
 
 from course import notebooks
-from helpers import settings
 
 
 def handout(path: Path, out: Path, *, force: bool = False) -> Path:
@@ -15,21 +13,18 @@ def handout(path: Path, out: Path, *, force: bool = False) -> Path:
 
     FileExistsError if the file is there and holds something else, perhaps somebody's answers, unless ``force``.
     """
-    book, _ = TagRemovePreprocessor(remove_cell_tags={"solution"}).preprocess(notebooks.read(path), {})
-    for cell in book.cells:
+    nb, _ = TagRemovePreprocessor(remove_cell_tags={"solution"}).preprocess(notebooks.read(path), {})
+    for cell in nb.cells:
         if cell.cell_type == "markdown":  # the pages beside the notebooks are not handed out
             cell.source = re.sub(r"\[([^\]]*)\]\(\w+\.md[^)]*\)", r"\1", notebooks.GENERATED.sub("", cell.source))
-        elif "check" in cell.metadata.get("tags", ()):
-            cell.metadata.pop("course", None)  # wrong answers, for the tests
-    book.metadata.pop("course", None)  # the stored run's hash is that of the whole notebook
+        cell.metadata.pop("course", None)  # wrong answers, for the tests
+    nb.metadata.pop("course", None)  # the stored run's hash is that of the whole notebook
     made = out / path.name
-    if made.exists() and not force and notebooks.read(made) != book:
+    if made.exists() and not force and notebooks.read(made) != nb:
         raise FileExistsError(
             f"{made} differs from a fresh handout. It may hold answers, which would be lost: move it away first, or "
             "overwrite it with --force."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    no_scripts = shutil.ignore_patterns("*.py", "__pycache__")
-    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=no_scripts)
-    notebooks.write(made, book)
+    notebooks.copy_figures(out)
+    notebooks.write(made, nb)
     return made

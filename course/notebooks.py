@@ -1,18 +1,18 @@
-"""The notebooks as files: which there are, how they link to each other, and whether their stored outputs are fresh."""
+"""The notebooks as files: which there are, what they promise, and the lines that are generated from that."""
 
-import ast
-import hashlib
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
 
+from course import freshness
 from helpers import settings
 
-README_TABLE = re.compile(r"(<!-- notebooks: .*?-->\n).*?(<!-- end of notebooks -->)", re.DOTALL)
-GOALS_LIST = re.compile(r"(<!-- goals: .*?-->\n).*?(<!-- end of goals -->)", re.DOTALL)
 GENERATED = re.compile(r"\n*<!-- generated -->.*\Z", re.DOTALL)
+BETWEEN_MARKS = r"(?s)(<!-- {0}: .*?-->\n).*?(<!-- end of {0} -->)"
 
 
 def notebooks() -> list[Path]:
@@ -21,19 +21,43 @@ def notebooks() -> list[Path]:
 
 
 def choose(numbers: list[str]) -> list[Path]:
-    """Return the notebooks with these numbers ("03"), all for an empty list; ValueError if a number fits none."""
-    books = notebooks()
-    numbers = [number.zfill(2) for number in numbers]  # "3" means "03"
+    """Return the notebooks with these numbers ("03" or "3"), all for none; ValueError if a number fits none."""
+    there = {path.name[:2]: path for path in notebooks()}
     for number in numbers:
-        if not any(book.name.startswith(number) for book in books):
-            names = ", ".join(book.name[:2] for book in books)
-            raise ValueError(f"No notebook starts with {number!r}; there are {names}.")
-    return [book for book in books if not numbers or book.name.startswith(tuple(numbers))]
+        if number.zfill(2) not in there:
+            raise ValueError(f"No notebook starts with {number!r}; there are {', '.join(there)}.")
+    return [there[number] for number in sorted({number.zfill(2) for number in numbers} or there)]
 
 
 def read(path: Path) -> nbformat.NotebookNode:
     """Read a notebook, in notebook format 4."""
     return nbformat.read(path, as_version=4)
+
+
+def write(path: Path, nb: nbformat.NotebookNode) -> None:
+    """Write a notebook so that an interrupted write leaves the old file."""
+    nbformat.validate(nb)
+    part = path.with_suffix(".part")
+    part.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
+    part.replace(path)
+
+
+def copy_figures(out: Path) -> None:
+    """Copy the pictures that prose shows, not the programs that draw them, to a folder that may be new."""
+    no_scripts = shutil.ignore_patterns("*.py", "__pycache__")
+    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=no_scripts)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """Return what a notebook's metadata say of its stored run, and whether it measures and so runs ``alone``."""
+    return read(path).metadata.get("course", {})
+
+
+def reach(path: Path) -> freshness.Reach:
+    """Return what a notebook's code depends on; its prose and metadata do not count."""
+    cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    as_python = TransformerManager().transform_cell  # IPython's own commands, too
+    return freshness.Reach([freshness.plain(as_python(source)) for source in cells])
 
 
 def title(path: Path) -> str:
@@ -50,121 +74,43 @@ def question(path: Path) -> str:
 def goals(path: Path) -> list[str]:
     """Return what a reader can do after a notebook: the first list of its first cell, without the dashes."""
     found = re.search(r"(?m)^After this notebook you can\n\n((?:- .*\n?(?:  .*\n)*)+)", read(path).cells[0].source)
-    return [" ".join(item.split()) for item in re.split(r"(?m)^- ", found[1]) if item.strip()]
-
-
-def code(path: Path) -> list[ast.Module]:
-    """Return a notebook's code as a syntax tree a cell: no comments, no docstrings of its functions."""
-    cells = [cell.source for cell in read(path).cells if cell.cell_type == "code"]
-    as_python = TransformerManager().transform_cell  # IPython's own commands, too
-    return [_plain(as_python(source)) for source in cells]
-
-
-def _plain(source: str, *, module: bool = False) -> ast.Module:
-    """Parse code and take its docstrings away; a cell's first string is shown, a module's is not (``module``)."""
-    tree = ast.parse(source)
-    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, *((ast.Module,) if module else ()))
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-def _imported(tree: ast.Module) -> set[Path]:
-    """Return the files of ``helpers`` that code imports, those of the packages around them included."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    found = set()
-    for parts in (name.split(".") for name in names):
-        for end in range(1, len(parts) + 1 if parts[0] == "helpers" else 0):
-            place = settings.ROOT.joinpath(*parts[:end])
-            found |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
-    return found
-
-
-def helpers_used(path: Path) -> dict[Path, ast.Module]:
-    """Return the files of ``helpers`` that a notebook imports, and those that these import, with their plain code."""
-    waiting, seen = set().union(*map(_imported, code(path))), {}
-    while waiting:
-        file = waiting.pop()
-        seen[file] = _plain(file.read_text(encoding="utf-8"), module=True)
-        waiting |= _imported(seen[file]) - seen.keys()
-    return seen
-
-
-def source_hash(path: Path) -> str:
-    """Return the SHA-256 of all that a notebook's outputs depend on: its code, the helpers it uses, the course's data.
-
-    Comments, docstrings and line ends do not count, nor do a notebook's prose and metadata.
-    """
-    used = helpers_used(path)
-    parts = [ast.unparse(tree) for tree in [*code(path), *(used[file] for file in sorted(used))]]
-    files = [page for file in used if (page := file.with_suffix(".html")).exists()]
-    files += [table for table in settings.DATA.glob("results/*.csv") if any(table.name in part for part in parts)]
-    files += [*settings.DATA.glob("*.csv"), *settings.DATA.glob("article/*.csv")]
-    parts += [file.read_text(encoding="utf-8") for file in sorted(files)]  # with \n as line ends
-    parts += sorted(weights.name for weights in settings.WEIGHTS.glob("*-standin-*.pth"))  # a name holds its hash
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def runs_alone(path: Path) -> bool:
-    """Whether a notebook measures speed and wants the machine for itself, as its metadata ``course.alone`` says."""
-    return bool(read(path).metadata.get("course", {}).get("alone"))
-
-
-def write(path: Path, book: nbformat.NotebookNode) -> None:
-    """Write a notebook so that an interrupted write leaves the old file."""
-    nbformat.validate(book)
-    part = path.with_suffix(".part")
-    part.write_text(nbformat.writes(book) + "\n", encoding="utf-8", newline="\n")
-    part.replace(path)
-
-
-def navigation(path: Path) -> str:
-    """Return the line of links: previous, contents, next."""
-    books = notebooks()
-    at = books.index(path)
-    links = [f"[← {books[at - 1].name[:2]}]({books[at - 1].name})"] if at > 0 else []
-    links.append("[contents](index.md)")
-    links += [f"[{books[at + 1].name[:2]} →]({books[at + 1].name})"] if at + 1 < len(books) else []
-    return " · ".join(links)
+    return [" ".join(item.split()) for item in re.split(r"(?m)^- ", found[1] if found else "") if item.strip()]
 
 
 def minutes(path: Path) -> str:
     """Return a notebook's measured run time in words, as of its last stored run."""
-    course = read(path).metadata.get("course", {})
-    if "seconds" not in course:
+    stored = facts(path)
+    if "seconds" not in stored:
         return "not measured yet"
-    seconds = course["seconds"]
-    amount = "under a minute" if seconds < 55 else f"about {round(seconds / 60)} min"
-    cores = f"{course['cores']} core" + "s" * (course["cores"] > 1)
-    return f"{amount} ({seconds:.0f} s measured on {cores}, {course['effort']} effort)"
+    amount = "under a minute" if stored["seconds"] < 55 else f"about {round(stored['seconds'] / 60)} min"
+    cores = f"{stored['cores']} core" + "s" * (stored["cores"] > 1)
+    return f"{amount} ({stored['seconds']:.0f} s measured on {cores}, {stored['effort']} effort)"
+
+
+def navigation(path: Path) -> str:
+    """Return the line of links: previous, contents, next."""
+    there = notebooks()
+    at = there.index(path)
+    before = [f"[← {one.name[:2]}]({one.name})" for one in there[:at][-1:]]
+    after = [f"[{one.name[:2]} →]({one.name})" for one in there[at + 1 : at + 2]]
+    return " · ".join([*before, "[contents](index.md)", *after])
 
 
 def refresh_generated() -> list[str]:
-    """Write the generated lines of every notebook and the README's table; return the names of the files changed."""
+    """Write the generated lines of every notebook, README and teacher's page; return the names of the files changed."""
     changed = []
     for path in notebooks():
-        book = read(path)
-        first, last = book.cells[0], book.cells[-1]
-        links = navigation(path)
-        wanted = {id(first): f"\n\n<!-- generated -->\n**Time:** {minutes(path)}.\n\n{links}"}
-        wanted[id(last)] = f"\n\n<!-- generated -->\n{links}"
-        before = nbformat.writes(book)
-        for cell in (first, last):
-            cell.source = GENERATED.sub("", cell.source) + wanted[id(cell)]
-        if nbformat.writes(book) != before:
-            write(path, book)
+        nb, links = read(path), navigation(path)
+        before = nbformat.writes(nb)
+        for cell, time in ((nb.cells[0], f"**Time:** {minutes(path)}.\n\n"), (nb.cells[-1], "")):
+            cell.source = GENERATED.sub("", cell.source) + f"\n\n<!-- generated -->\n{time}{links}"
+        if nbformat.writes(nb) != before:
+            write(path, nb)
             changed.append(path.name)
-    teaching = settings.NOTEBOOKS / "teaching.md"
-    pages = ((settings.ROOT / "README.md", README_TABLE, readme_table()), (teaching, GOALS_LIST, goals_list()))
-    for page, marks, part in pages:
+    pages = ((settings.ROOT / "README.md", "notebooks", readme_table()),)
+    for page, mark, part in (*pages, (settings.NOTEBOOKS / "teaching.md", "goals", goals_list())):
         text = page.read_text(encoding="utf-8")
-        new = marks.sub(lambda found, part=part: found[1] + part + found[2], text)
+        new = re.sub(BETWEEN_MARKS.format(mark), lambda found, part=part: found[1] + part + found[2], text)  # type: ignore[misc]
         if new != text:
             page.write_text(new, encoding="utf-8", newline="\n")
             changed.append(page.name)
@@ -184,6 +130,5 @@ def goals_list() -> str:
     """Return the teacher's list of what each notebook teaches, in Markdown."""
     parts = []
     for path in notebooks():
-        parts += [f"**[{title(path)}]({path.name})**, {minutes(path)}\n"]
-        parts += [*(f"- {goal}" for goal in goals(path)), ""]
+        parts += [f"**[{title(path)}]({path.name})**, {minutes(path)}\n", *(f"- {goal}" for goal in goals(path)), ""]
     return "\n" + "\n".join(parts) + "\n"

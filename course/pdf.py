@@ -11,24 +11,20 @@ from notebooks.lessons import chromium
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PAPER = {"width": 680, "height": 1000}  # of an A4 page between its margins, in CSS pixels
-
 
 def pdf(out: Path) -> Path:
-    """Print the course and return the .pdf file; BrowserError without a browser, RuntimeError if Sphinx complains."""
+    """Print the course on A4, return the file; BrowserError without a browser, RuntimeError if Sphinx complains."""
     if lack := chromium.missing():
         raise chromium.BrowserError(f"The PDF is printed by a browser: {lack}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        return print_page(single_page(Path(folder)), out)
-
-
-def print_page(page: Path, out: Path) -> Path:
-    """Print a page of :func:`single_page` on A4; return the .pdf file."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright, chromium.launch(playwright) as browser:
-        on_paper(browser, page).pdf(
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        sync_playwright() as playwright,
+        chromium.launch(playwright) as browser,
+    ):
+        on_paper(browser, single_page(Path(folder))).pdf(
             path=out,
             format="A4",
             print_background=True,
@@ -52,8 +48,8 @@ def single_page(folder: Path) -> Path:
 
 
 def on_paper(browser: "Browser", page: Path) -> "Page":
-    """Open the book as wide as it is printed, so that what is too wide for the paper is found and made smaller."""
-    tab = browser.new_page(viewport=PAPER)
+    """Open the page as wide as it is printed, so that what is too wide for the paper is found and made smaller."""
+    tab = browser.new_page(viewport={"width": 680, "height": 1000})  # of an A4 page between its margins, in CSS pixels
     tab.emulate_media(media="print")
     tab.goto(page.as_uri())
     tab.evaluate((settings.NOTEBOOKS / "_static" / "print.js").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import copy
 import re
 import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.resources import files
 from pathlib import Path
 
 import nbformat
@@ -44,13 +44,10 @@ def slides(path: Path, out: Path) -> Path:
     Returns:
         The deck, an .html file in ``out``, beside the files that decks share.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    package = find_spec("sphinx_revealjs")  # brings reveal.js; its Sphinx extension is not used
-    reveal = Path(package.origin).parent / "_static" / "revealjs"
-    for part in ("dist", "plugin/notes"):
-        shutil.copytree(reveal / part, out / "reveal" / part, dirs_exist_ok=True)
-    no_scripts = shutil.ignore_patterns("*.py", "__pycache__")
-    shutil.copytree(settings.NOTEBOOKS / "figures", out / "figures", dirs_exist_ok=True, ignore=no_scripts)
+    notebooks.copy_figures(out)
+    for part in ("dist", "plugin/notes"):  # sphinx-revealjs brings reveal.js; its Sphinx extension is not used
+        reveal = files("sphinx_revealjs") / "_static" / "revealjs" / part
+        shutil.copytree(str(reveal), out / "reveal" / part, dirs_exist_ok=True)
     for name in ("slides.css", "slides.js"):
         shutil.copyfile(settings.NOTEBOOKS / "_static" / name, out / name)
     exporter = SlidesExporter(raw_template=DECK, embed_images=True)
@@ -64,10 +61,10 @@ def slides(path: Path, out: Path) -> Path:
     return deck
 
 
-def _deck(book: NotebookNode) -> NotebookNode:
+def _deck(nb: NotebookNode) -> NotebookNode:
     """Return the notebook's cells as slides, up to the exercises; the last cell says what comes next."""
-    deck, code_cells = new_notebook(metadata=book.metadata), 0
-    for cell in book.cells[:-1]:
+    deck, code_cells = new_notebook(metadata=nb.metadata), 0
+    for cell in nb.cells[:-1]:
         code_cells += cell.cell_type == "code"
         wanted = cell.metadata.get("slideshow", {}).get("slide_type")
         if cell.cell_type == "markdown":
@@ -80,7 +77,7 @@ def _deck(book: NotebookNode) -> NotebookNode:
                 break
         elif cell.cell_type == "code" and (wanted or code_cells > 2) and wanted != "skip":  # not imports and settings
             deck.cells += _code(cell, wanted, lead=deck.cells[-1] if deck.cells else None)
-    deck.cells += _prose(notebooks.GENERATED.sub("", book.cells[-1].source), "slide")
+    deck.cells += _prose(notebooks.GENERATED.sub("", nb.cells[-1].source), "slide")
     return deck
 
 
