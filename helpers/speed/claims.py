@@ -136,18 +136,18 @@ class _Rows:
             ratio = over[what] / under[what]
             return None if math.isnan(ratio) else (ratio, lambda alpha: math.expm1(error * stats.norm.isf(alpha / 2)))
         ratio, rel_ci = results.compare_rows(over, under)
-        return None if math.isnan(rel_ci) else (ratio, lambda alpha: results.compare_rows(over, under, alpha=alpha)[1])
+        interval = cache(lambda alpha: results.compare_rows(over, under, alpha=alpha)[1])
+        return None if math.isnan(rel_ci) else (ratio, interval)
 
 
 def _conclude(evidence: list[Evidence], level: float) -> dict[str, str]:
     """Return the verdict, how many comparisons hold, and those that decide, the farthest out first."""
     if not evidence:
         return {"verdict": NO_DATA, "rows": "", "decided_by": ""}
-    evidence = sorted(evidence, key=Evidence.slack)
     against = [found for found in evidence if found.outside(level / len(evidence))]
     open_ = [found for found in evidence if not found.inside()]
     verdict = FAILS if against else UNDECIDED if open_ else HOLDS
-    deciding = against or open_ or evidence[:1]
+    deciding = sorted(against or open_ or evidence, key=Evidence.slack)[: len(against or open_) or 1]
     more = f" and {len(deciding) - 2} more" if len(deciding) > 2 else ""
     rows = f"{len(evidence) - len(open_)} of {len(evidence)} hold"
     return {"verdict": verdict, "rows": rows, "decided_by": "; ".join(map(str, deciding[:2])) + more}
