@@ -269,7 +269,10 @@ class _Sweep:
             return {}
         what: dict[str, Any] = {"path": path} if path else {"model": self.model}
         if path is None and type(self.model).__module__.startswith("torchvision."):
-            what = {"network": self.network}  # made anew by that name, which takes no memory for a copy
+            from torchvision.models import list_models
+
+            if self.network in list_models():
+                what = {"network": self.network}  # made anew by that name, which takes no memory for a copy
         peak = memory.measure_peak(shape=shape, threads=self.threads, runs=1, **what)
         return {name: peak[name] for name in ("base_rss_mib", "peak_rss_mib")}
 
@@ -299,9 +302,9 @@ def first_cause(error: BaseException) -> str:
         error = error.__cause__
     plain = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without the colours of a terminal
     line = next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
-    for folder in (settings.ROOT, Path.home()):  # they may hold spaces, and a person's name
-        line = line.replace(str(folder), "")
-    line = re.sub(r"\S*[/\\](?=[^/\\\s]+)", "", line)  # a file's name is enough; results get shared
+    # A file's name is enough; results get shared, and folders may hold a person's name, and spaces.
+    line = re.sub(r"(['\"])[^'\"]*[/\\]([^/\\'\"]*)\1", r"\1\2\1", line.replace(str(settings.ROOT), ""))
+    line = re.sub(r"\S*[/\\](?=[^/\\\s]+)", "", line)
     return f"{type(error).__name__}: {line}"
 
 
