@@ -3,20 +3,18 @@
 Taught in notebooks/13_error_lab.ipynb.
 """
 
-import html
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 
 from helpers import settings
 
-TABLE = settings.DATA / "errors.csv"
-AXES = ("batch", "channels", "height", "width")
-# In this order; what a message names differs from machine to machine, and is no part of its kind.
+# In this order, as Python and JavaScript both read them: what differs from machine to machine is no part of a message.
 IGNORED = (
     (r"\x1b\[[0-9;]*m", ""),  # colours
-    *((rf"\bindex: {number}\b", f"index: {axis}") for number, axis in enumerate(AXES)),  # this number says it all
+    *((rf"\bindex: {n}\b", f"index: {axis}") for n, axis in enumerate(("batch", "channels", "height", "width"))),
     (r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\",()]+){2,}", "path"),
     (r"\b\d+(?:\.\d+)*\b", "#"),
     (r"[‘’`]", "'"),
@@ -26,7 +24,7 @@ IGNORED = (
 
 def table() -> pd.DataFrame:
     """Return every cause that the course knows: key, words (of the message), cause, tell (it apart), repair."""
-    return pd.read_csv(TABLE, keep_default_na=False)
+    return pd.read_csv(settings.DATA / "errors.csv", keep_default_na=False)
 
 
 def find(message: str) -> pd.DataFrame:
@@ -38,7 +36,15 @@ def find(message: str) -> pd.DataFrame:
         Rows of ``table()``: none, the one cause, or the few to tell apart.
     """
     plain, causes = _plain(message), table()
-    return causes[[any(_holds(plain, words) for words in row.split("|")) for row in causes["words"]]]
+    return causes[[any(_holds(plain, parts) for parts in _parts(words)) for words in causes["words"]]]
+
+
+def search_box() -> str:
+    """Return HTML: a field that searches the table as one types, in the page itself, without a network."""
+    rows = [row | {"words": _parts(row["words"])} for row in table().to_dict("records")]
+    # "<" as an escape: nothing in the table can end the script
+    data = json.dumps({"rows": rows, "ignored": IGNORED}, ensure_ascii=False).replace("<", "\\u003c")
+    return Path(__file__).with_suffix(".html").read_text("utf-8").replace("{{ data }}", data)
 
 
 def _plain(text: str) -> str:
@@ -47,49 +53,11 @@ def _plain(text: str) -> str:
     return text.lower()
 
 
-def _holds(plain: str, words: str) -> bool:
-    """Return whether the parts of ``words``, joined by "…", stand in the text, in this order."""
+def _parts(words: str) -> list[list[str]]:
+    """Return the ways in which a message can be worded, each as the parts that stand in it, in this order."""
+    return [[_plain(part).strip() for part in way.split("…")] for way in words.split("|")]
+
+
+def _holds(plain: str, parts: list[str]) -> bool:
     at = 0
-    for part in words.split("…"):
-        found = plain.find(_plain(part).strip(), at)
-        if found < 0:
-            return False
-        at = found + 1
-    return True
-
-
-def search_box() -> str:
-    """Return HTML: a field that searches the table as one types, in the page itself, without a network."""
-    rows = table().to_dict("records")
-    for row in rows:
-        row["words"] = [[_plain(part).strip() for part in words.split("…")] for words in row["words"].split("|")]
-    # "<" as an escape: nothing in the table can end the script
-    data = json.dumps({"rows": rows, "axes": AXES}, ensure_ascii=False).replace("<", "\\u003c")
-    hint = html.escape("Paste an error message here")
-    return f"""<div class="error-search"><textarea rows="4" style="width: 100%" aria-label="{hint}"
-placeholder="{hint}"></textarea><div aria-live="polite"></div></div>
-<script>
-(() => {{
-  const {{rows, axes}} = {data};
-  const box = [...document.querySelectorAll(".error-search")].at(-1);
-  const [field, answer] = box.children;
-  const index = n => new RegExp(`\\\\bindex: ${{n}}\\\\b`, "g");
-  const plain = text => axes.reduce((text, axis, n) => text.replace(index(n), `index: ${{axis}}`),
-      text.replace(/\\x1b\\[[0-9;]*m/g, "")).replace(/(?:[A-Za-z]:)?(?:[\\\\/][^\\s\\\\/:'",()]+){{2,}}/g, "path")
-      .replace(/\\b\\d+(?:\\.\\d+)*\\b/g, "#").replace(/[‘’`]/g, "'").replace(/\\s+/g, " ").toLowerCase();
-  const holds = (text, parts) => {{
-    let at = 0;
-    return parts.every(part => {{ const found = text.indexOf(part, at); at = found + 1; return found >= 0; }});
-  }};
-  field.addEventListener("input", () => {{
-    const text = plain(field.value);
-    const found = field.value.trim() ? rows.filter(row => row.words.some(parts => holds(text, parts))) : [];
-    answer.replaceChildren(...found.map(row => {{
-      const entry = document.createElement("p");
-      entry.textContent = `${{row.cause}}.${{row.tell ? " To tell: " + row.tell + "." : ""}} Repair: ${{row.repair}}`;
-      return entry;
-    }}));
-    if (field.value.trim() && !found.length) answer.textContent = "Not in the table: search for the last line.";
-  }});
-}})();
-</script>"""
+    return all((at := plain.find(part, at) + 1) > 0 for part in parts)

@@ -1,11 +1,7 @@
-"""Train a small PaddlePaddle network and export it to ONNX, in a virtual environment of its own.
+"""Train a small PaddlePaddle network and export it to ONNX: python notebooks/lessons/paddle.py.
 
-paddle2onnx pins an older onnx than the course's, so the two cannot share an environment. One command makes the other
-environment (about 1 GB, in the git-ignored ``data/exports/paddle``) and leaves digits_paddle.onnx there:
-
-    python -m course paddle
-
-Taught in notebooks/11_one_file_many_engines.ipynb.
+paddle2onnx pins an older onnx than the course's, so this makes an environment of its own (about 1 GB, not in git). It
+leaves digits_paddle.onnx in ``data/exports/paddle``, for notebooks/11_one_file_many_engines.ipynb.
 """
 
 import os
@@ -14,31 +10,23 @@ import sys
 import venv
 from pathlib import Path
 
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "exports" / "paddle"
 PACKAGES = (
     *("paddlepaddle==3.3.1", "paddle2onnx==2.1.0", "scikit-learn==1.9.1"),
     *("packaging", "setuptools"),  # needed by the two, and named by neither
     *("onnxruntime", "onnx-graphsurgeon", "sympy"),  # paddle2onnx would install them unasked, from elsewhere
 )
-NAME = "digits_paddle.onnx"
 
 
-def main() -> int:
-    """Make the environment where it is missing, and run this file in it; return the exit code."""
-    from helpers import settings
-
-    folder = settings.EXPORTS / "paddle"
-    python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+def main() -> None:
+    """Make the environment where it is missing, and run this file in it."""
+    python = FOLDER / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         print("Making an environment for PaddlePaddle …", flush=True)
-        venv.create(folder / "venv", with_pip=True)
-    ready = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
-    for step in (ready, [str(python), __file__, str(folder / NAME)]):
-        done = subprocess.run(step, check=False)
-        if done.returncode:
-            print(f"error: this step failed with code {done.returncode}: {' '.join(step)}", file=sys.stderr)
-            return done.returncode
-    print(f"Written: {folder / NAME}")
-    return 0
+        venv.create(FOLDER / "venv", with_pip=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+    subprocess.run([python, __file__, FOLDER / "digits_paddle.onnx"], check=True)
+    print(f"Written: {FOLDER / 'digits_paddle.onnx'}")
 
 
 def train_and_export(path: Path) -> None:
@@ -46,21 +34,16 @@ def train_and_export(path: Path) -> None:
     import paddle
     from sklearn.datasets import load_digits
 
+    nn = paddle.nn
     paddle.seed(0)
     digits = load_digits()
     images = paddle.to_tensor(digits.images[:1500, None].astype("float32") / 16)  # (1500, 1, 8, 8), 0 to 1
     classes = paddle.to_tensor(digits.target[:1500].astype("int64"))
-    model = paddle.nn.Sequential(
-        paddle.nn.Conv2D(1, 16, 3, padding=1),
-        paddle.nn.BatchNorm2D(16),
-        paddle.nn.ReLU(),
-        paddle.nn.Flatten(),
-        paddle.nn.Linear(16 * 8 * 8, 10),
-    )
+    layers = nn.Conv2D(1, 16, 3, padding=1), nn.BatchNorm2D(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 8 * 8, 10)
+    model = nn.Sequential(*layers)
     optimiser = paddle.optimizer.Adam(parameters=model.parameters())
     for _ in range(60):
-        loss = paddle.nn.functional.cross_entropy(model(images), classes)
-        loss.backward()
+        nn.functional.cross_entropy(model(images), classes).backward()
         optimiser.step()
         optimiser.clear_grad()
     model.eval()
@@ -69,7 +52,4 @@ def train_and_export(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        train_and_export(Path(sys.argv[1]))
-    else:
-        sys.exit(main())
+    train_and_export(Path(sys.argv[1])) if len(sys.argv) == 2 else main()

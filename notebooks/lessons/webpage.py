@@ -4,43 +4,28 @@ Taught in notebooks/11_one_file_many_engines.ipynb.
 """
 
 import base64
-import hashlib
 import json
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from torchvision.transforms._presets import ImageClassification
 
 from helpers import labels, settings
 from notebooks.lessons import chromium
 
-VERSION = "1.30.0"  # of onnxruntime-web; the hashes below are those of its files
+VERSION = "1.30.0"  # of onnxruntime-web
 INSTALL = f"npm install --prefix data/exports/web onnxruntime-web@{VERSION}"  # from the course's root
 RUNTIME = settings.EXPORTS / "web" / "node_modules" / "onnxruntime-web" / "dist"
-CDN = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{VERSION}/dist/"  # serves the npm package's files
-# engine -> its script and its WebAssembly program, each with its SHA-384: the browser refuses any other content
-FILES = {
-    "wasm": {
-        "ort.wasm.bundle.min.mjs": "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
-        "ort-wasm-simd-threaded.wasm": "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
-    },
-    "webgpu": {
-        "ort.webgpu.bundle.min.mjs": "sha384-1ntMeyj+z5diX6vBR5h+zlJBPc4iNvhCxE6nlammh8daBYcLBZkzrwDkuJjhwI+f",
-        "ort-wasm-simd-threaded.asyncify.wasm": (
-            "sha384-EPVDLTxuO663dkZO/pcKJF6vOyyfq/5z9FY1oksN0UWFX2ABH4wDDZQHeNoUleWR"
-        ),
-    },
+FILES = {  # engine -> its script and its WebAssembly program
+    "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+    "webgpu": ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
 }
-TEMPLATE = Path(__file__).with_suffix(".html")
 TIMEOUT_S = 120  # for one visit of the page: loading the network, and all runs
 
 
@@ -50,14 +35,7 @@ def missing_runtime() -> str:
     return "" if there else f"not installed: {INSTALL}"
 
 
-def write_page(
-    folder: str | Path,
-    model: str | Path,
-    *,
-    title: str,
-    transform: ImageClassification,
-    from_cdn: bool = False,
-) -> Path:
+def write_page(folder: str | Path, model: str | Path, *, title: str, transform: Any) -> Path:
     """Write a folder that any web server can serve: a page that classifies the photos dropped on it.
 
     Nothing leaves the reader's machine: the network runs in the browser.
@@ -66,152 +44,60 @@ def write_page(
         folder: where to write; made if it is not there.
         model: the .onnx file, weights inside: one input (1, 3, size, size), logits as its first output.
         title: the page's heading.
-        transform: what the weights were published with (``weights.preprocessing``); the page resizes, crops and
-            normalises by its numbers.
-        from_cdn: take ONNX Runtime Web from a public network when the page is opened, not from the npm package.
+        transform: the preprocessing that the weights were published with; its crop_size, resize_size, mean and std.
     Returns:
         The page, index.html.
     Raises:
         FileNotFoundError: if the runtime's files are not there; the message says how to get them.
-        BrowserError: if a file of the runtime is not the one of version ``VERSION``.
     """
+    if lack := missing_runtime():
+        raise FileNotFoundError(f"ONNX Runtime Web is {lack}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not from_cdn:
-        if lack := missing_runtime():
-            raise FileNotFoundError(f"ONNX Runtime Web is {lack}")
-        for files in FILES.values():
-            for name, integrity in files.items():
-                content = (RUNTIME / name).read_bytes()
-                if _integrity(content) != integrity:
-                    raise chromium.BrowserError(
-                        f"{name} is not onnxruntime-web {VERSION}'s. Remove {RUNTIME} and run: {INSTALL}"
-                    )
-                (folder / name).write_bytes(content)
+    for name in (name for files in FILES.values() for name in files):
+        shutil.copyfile(RUNTIME / name, folder / name)
     shutil.copyfile(model, folder / "model.onnx")
-    config = {
-        "title": title,
-        "size": transform.crop_size[0],
-        "resize": transform.resize_size[0],
-        "mean": list(transform.mean),
-        "std": list(transform.std),
-        "runtime": CDN if from_cdn else "./",
-        "files": FILES,
-        "names": {language: labels.class_names(language) for language in settings.LANGUAGES},
-    }
+    config = {"title": title, "size": transform.crop_size[0], "resize": transform.resize_size[0], "files": FILES}
+    config |= {"mean": list(transform.mean), "std": list(transform.std)}
+    config["names"] = {language: labels.class_names(language) for language in settings.LANGUAGES}
     # "<" written as an escape: no name in the table can end the script element
     text = json.dumps(config, ensure_ascii=False).replace("<", "\\u003c")
+    template = Path(__file__).with_suffix(".html").read_text("utf-8")
     page = folder / "index.html"
-    page.write_text(TEMPLATE.read_text(encoding="utf-8").replace("{{ config }}", text), encoding="utf-8")
+    page.write_text(template.replace("{{ config }}", text), "utf-8")
     return page
 
 
-@contextmanager
-def serve(folder: str | Path, *, isolated: bool = True) -> Iterator[str]:
-    """Serve a folder on 127.0.0.1, at a free port, as long as the context is open; gives the page's address.
+class Server(ThreadingHTTPServer):
+    """Serve a folder on 127.0.0.1, at a free port: from now on, or as long as a ``with`` block lasts.
 
     Args:
         folder: what to serve.
         isolated: send the headers that keep other sites out, without which browsers give a page one thread only.
     """
-    server = _server(folder, isolated=isolated)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
+    def __init__(self, folder: str | Path, *, isolated: bool = True) -> None:
+        """Start in a thread, which ends with the process."""
+        super().__init__(("127.0.0.1", 0), partial(_Handler, directory=str(folder)))
+        self.isolated, self.url = isolated, f"http://127.0.0.1:{self.server_port}/"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-def start(folder: str | Path) -> str:
-    """Serve a folder on 127.0.0.1 until the kernel ends, for a page that stays open; return its address."""
-    server = _server(folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}/"
-
-
-def visit(
-    url: str,
-    *,
-    tensors: Mapping[str, np.ndarray] | None = None,
-    photos: Sequence[str | Path] = (),
-    runs: int = 10,
-    engine: str = "wasm",
-    picture: str | Path | None = None,
-) -> dict[str, object]:
-    """Open the page in a browser without a window, run the network there, and bring the numbers back.
-
-    The browser has a process of its own, so this works inside a notebook too.
-
-    Args:
-        url: of the page.
-        tensors: inputs by name, float32, shape (1, 3, size, size).
-        photos: picture files to drop on the page; the page decodes and resizes them itself.
-        runs: timed runs on the first tensor.
-        engine: "wasm" or "webgpu".
-        picture: a PNG file to keep a picture of the page in.
-    Returns:
-        logits (by tensor's name, shape (1, classes)), ms (of each timed run), load_ms, threads, dropped (by photo's
-        name: ``input``, what the page made of it, shape (1, 3, size, size); ``logits``, shape (1, classes); ``shown``,
-        the first class that the page names) and log (what the browser's console said).
-    Raises:
-        BrowserError: if there is no browser, the page fails, or it takes longer than ``TIMEOUT_S``.
-    """
-    if lack := chromium.missing():
-        raise chromium.BrowserError(lack)
-    tensors = tensors or {}
-    task = {
-        "url": url,
-        "tensors": {name: _to_text(x) for name, x in tensors.items()},
-        "photos": [str(Path(photo).resolve()) for photo in photos],
-        "runs": runs,
-        "engine": engine,
-        "picture": picture and str(Path(picture).resolve()),
-    }
-    command = [sys.executable, "-X", "utf8", "-m", "notebooks.lessons.webpage"]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=settings.ROOT,
-            input=json.dumps(task),
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise chromium.BrowserError(f"The page at {url} took longer than {TIMEOUT_S} s and was closed.") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise chromium.BrowserError(f"The page at {url} failed: {last}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    found["logits"] = {name: _to_array(text)[None] for name, text in found["logits"].items()}
-    for name, one in found["dropped"].items():
-        size = round((len(_to_array(one["input"])) / 3) ** 0.5)
-        one = {"input": _to_array(one["input"]).reshape(1, 3, size, size), "logits": _to_array(one["logits"])[None]}
-        found["dropped"][name] |= one
-    return found
+    def server_close(self) -> None:
+        """End, as the ``with`` block does."""
+        self.shutdown()
+        super().server_close()
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Serves files with the headers that WebAssembly's threads need, and says nothing."""
-
     # not from the system's table: Windows may call a script text/plain, and browsers refuse that
-    extensions_map: ClassVar = {
-        **SimpleHTTPRequestHandler.extensions_map,
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-        ".html": "text/html; charset=utf-8",
-    }
+    extensions_map: ClassVar = {".mjs": "text/javascript", ".wasm": "application/wasm", ".html": "text/html"}
+    server: Server
 
     def end_headers(self) -> None:
-        # Threads share memory, which browsers allow only to pages that keep other sites out.
-        self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-        self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cross-Origin-Resource-Policy", "cross-origin")  # so that JupyterLab may frame the page
+        if self.server.isolated:
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            self.send_header("Cross-Origin-Resource-Policy", "cross-origin")  # so that JupyterLab may frame the page
         self.send_header("Cache-Control", "no-store")
         super().end_headers()
 
@@ -219,37 +105,41 @@ class _Handler(SimpleHTTPRequestHandler):
         pass
 
 
-class _StockHandler(_Handler):
-    """Serves files as most servers do, without those headers."""
+def visit(
+    url: str,
+    *,
+    tensors: Mapping[str, np.ndarray],
+    photos: Sequence[Path] = (),
+    runs: int = 10,
+    picture: Path | None = None,
+) -> dict[str, Any]:
+    """Open the page in a browser without a window, in another process, and bring back what the network gave there.
 
-    def end_headers(self) -> None:
-        SimpleHTTPRequestHandler.end_headers(self)
+    Args:
+        url: of the page.
+        tensors: inputs by name, float32, shape (1, 3, size, size).
+        photos: picture files to drop on the page; the page decodes and resizes them itself.
+        runs: timed runs on the first tensor.
+        picture: a PNG file to keep a picture of the page in.
+    Returns:
+        logits (by tensor's name, shape (1, classes)), ms (of each timed run), load_ms, threads, dropped (by photo's
+        name: ``input``, what the page made of it, shape (1, 3, size, size); ``logits``; ``shown``, the first class that
+        the page names) and log (what the browser's console said).
+    Raises:
+        BrowserError: if there is no browser, the page fails, or it takes longer than ``TIMEOUT_S``.
+    """
+    if lack := chromium.missing():
+        raise chromium.BrowserError(lack)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # Playwright's own loop and a notebook's do not mix
+        try:
+            return pool.apply_async(_drive, (url, tensors, photos, runs, picture)).get(TIMEOUT_S)
+        except multiprocessing.TimeoutError:
+            raise chromium.BrowserError(f"The page at {url} took longer than {TIMEOUT_S} s and was closed.") from None
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a visitor who leaves early is no error
-            super().handle_error(request, client_address)
-
-
-def _server(folder: str | Path, *, isolated: bool = True) -> _Server:
-    return _Server(("127.0.0.1", 0), partial(_Handler if isolated else _StockHandler, directory=str(folder)))
-
-
-def _integrity(content: bytes) -> str:
-    return "sha384-" + base64.b64encode(hashlib.sha384(content).digest()).decode()
-
-
-def _to_text(x: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(x, dtype="<f4").tobytes()).decode()
-
-
-def _to_array(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype="<f4")
-
-
-def _drive(task: dict) -> dict[str, object]:
-    """Do what ``visit`` describes, in this process."""
+def _drive(
+    url: str, tensors: Mapping[str, np.ndarray], photos: Sequence[Path], runs: int, picture: Path | None
+) -> dict[str, Any]:
     from playwright.sync_api import Error, sync_playwright
 
     log: list[str] = []
@@ -259,25 +149,26 @@ def _drive(task: dict) -> dict[str, object]:
         page.on("console", lambda message: log.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: log.append(f"error: {error}"))
         try:
-            page.goto(task["url"])
-            opened = page.evaluate("engine => course.open(engine)", task["engine"])
-            logits = {
-                name: page.evaluate("text => course.logits(text)", text) for name, text in task["tensors"].items()
-            }
-            first = next(iter(task["tensors"].values()), None)
-            ms = page.evaluate("([text, runs]) => course.time(text, runs)", [first, task["runs"]]) if first else []
-            dropped = {}
-            for photo in map(Path, task["photos"]):
+            page.goto(url)
+            found = page.evaluate("course.open('wasm')") | {"log": log, "dropped": {}}
+            sent = {name: base64.b64encode(x.astype("<f4").tobytes()).decode() for name, x in tensors.items()}
+            given = {name: page.evaluate("text => course.logits(text)", text) for name, text in sent.items()}
+            found["logits"] = {name: _array(text) for name, text in given.items()}
+            found["ms"] = page.evaluate("([text, runs]) => course.time(text, runs)", [next(iter(sent.values())), runs])
+            for photo in photos:
                 page.set_input_files("#file", photo)
                 page.wait_for_selector(f"#photo[data-photo={json.dumps(photo.name, ensure_ascii=False)}]")
-                dropped[photo.name] = page.evaluate("course.last()")
-            if task["picture"]:
-                page.screenshot(path=task["picture"])
+                one = page.evaluate("course.last()")
+                one["input"] = _array(one["input"]).reshape(1, 3, one["size"], -1)
+                found["dropped"][photo.name] = one | {"logits": _array(one["logits"])}
+            if picture:
+                page.screenshot(path=picture)
         except Error as error:
-            reason = error.message.splitlines()[0]
-            raise SystemExit(f"{reason} (the console said: {'; '.join(log) or 'nothing'})") from None
-    return {"logits": logits, "ms": ms, "dropped": dropped, "log": log, **opened}
+            reason = f"{error.message.splitlines()[0]} (the console said: {'; '.join(log) or 'nothing'})"
+            raise chromium.BrowserError(f"The page at {url} failed: {reason}") from None
+    return found
 
 
-if __name__ == "__main__":
-    print(json.dumps(_drive(json.loads(sys.stdin.read()))))
+def _array(text: str) -> np.ndarray:
+    """Return the numbers of a text, shape (1, n)."""
+    return np.frombuffer(base64.b64decode(text), dtype="<f4")[None]

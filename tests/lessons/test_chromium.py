@@ -1,23 +1,15 @@
-"""helpers/chromium.py: the browser that is here starts; where none is, the message says what to do."""
+"""The browser that is here starts; where none is, the message says what to do."""
 
 import pytest
 
 from notebooks.lessons import chromium
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    """Ask anew in each test, and let the other tests ask anew after these."""
-    chromium.missing.cache_clear()
-    yield
-    chromium.missing.cache_clear()
-
-
 @pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())
 def test_what_is_not_missing_starts_and_shows_a_page():
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright, chromium.launch(playwright, flags=["--lang=de"]) as browser:
+    with sync_playwright() as playwright, chromium.launch(playwright) as browser:
         page = browser.new_page()
         page.set_content("<title>Here</title>")
         assert page.title() == "Here"
@@ -34,12 +26,15 @@ def test_a_command_that_does_not_start_is_passed_over(monkeypatch, tmp_path):
         chromium.launch(playwright)
 
 
-def test_what_is_missing_is_said_with_its_remedy(monkeypatch):
-    monkeypatch.setattr(chromium, "find_spec", lambda name: None)
-    assert "pip install playwright" in chromium.missing()
-    chromium.missing.cache_clear()
-    monkeypatch.undo()
+@pytest.mark.parametrize("lacks", ["Playwright", "browser"])
+def test_what_is_missing_is_said_with_its_remedy(monkeypatch, tmp_path, lacks):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", "/nowhere")
-    lack = chromium.missing()  # on a machine where Chrome lies in its usual place, nothing is
-    assert lack == "" or "no browser: install Chromium, Chrome or Edge" in lack
+    if lacks == "Playwright":
+        (tmp_path / "playwright.py").write_text("raise ImportError")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    lack = chromium.missing.__wrapped__()  # without its cache
+    if lacks == "Playwright":
+        assert "pip install playwright" in lack
+    else:  # on a machine where Chrome lies in its usual place, nothing is missing
+        assert lack == "" or "no browser: install Chromium, Chrome or Edge" in lack

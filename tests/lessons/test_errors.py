@@ -1,4 +1,4 @@
-"""helpers/errors.py: messages of today's libraries, each provoked here, lead to their causes."""
+"""Messages of today's libraries, each provoked here, lead to their causes."""
 
 import importlib
 import json
@@ -300,5 +300,5 @@ def test_a_missing_library_of_the_gpu_is_found(library):
 
 
 def test_box_keeps_the_table_inside_its_script():
-    held = re.search(r"const \{rows, axes\} = (.*);\n", errors.search_box())[1]
+    held = re.search(r"const \{rows, ignored\} = (.*);\n", errors.search_box())[1]
     assert len(json.loads(held)["rows"]) == len(errors.table())
