@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helpers import settings
 
@@ -52,7 +52,7 @@ def launch(playwright: "Playwright") -> "Browser":
     raise BrowserError(f"no browser: install Chromium, Chrome or Edge, or run: playwright install chromium ({why})")
 
 
-def _places() -> Iterator[dict[str, str]]:
+def _places() -> Iterator[dict[str, Any]]:
     yield from ({"executable_path": path} for name in ("chromium", "chromium-browser") if (path := shutil.which(name)))
     yield {}  # what `playwright install chromium` fetched
     yield from ({"channel": channel} for channel in ("chrome", "msedge"))  # Playwright knows where they lie

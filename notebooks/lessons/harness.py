@@ -1,7 +1,7 @@
 """Check ``helpers.timing`` against what is known, on a machine that does nothing else; takes about 8 minutes.
 
-``python -m notebooks.lessons.harness`` writes harness_checks.csv into the folder of results; notebook 04 shows it. One
-check needs OpenVINO. With COURSE_EFFORT=quick it only shows that the checks run.
+``python -m notebooks.lessons.harness`` writes harness_checks.csv into the folder of results; notebook 04 shows it. With
+COURSE_EFFORT=quick it only shows that the checks run.
 """
 
 import math
@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,21 +27,15 @@ from helpers import engines, machine, models, settings, timing
 
 PYTORCH, ONNX, THREADS = "PyTorch", "ONNX Runtime", machine.physical_cores()
 APP = f"-d CPU -api sync -hint none -nthreads {THREADS} -nstreams 1 -infer_precision f32 -t 2"
-Openers = dict[str, Callable[[], engines.Backend]]
+Openers = dict[str, Callable[[], Callable[[], object]]]
 Check = tuple[str, str, str, bool | None]  # check, target, measured, reached (None: undecided)
-seen: list[timing.Timing] = []  # in the check that runs
+seen: list[timing.Timing] = []  # by the check that runs
 
 
-def main(*, quick: bool) -> None:
+def main() -> None:
     """Run every check, print the table and write it."""
     with tempfile.TemporaryDirectory() as folder:
-        pair, path = pair_of("resnet18", 128, folder), Path(folder, "resnet18.onnx")
-        checks = [partial(busy_wait, ms) for ms in (1, 10, 100)]
-        checks += [partial(a_a, pair, 2 if quick else 40), partial(replay, folder, 6 if quick else 20)]
-        checks += [partial(order_swapped, pair)]
-        checks += [partial(against_timer, name, pair[name], 1 if quick else 20) for name in pair]
-        checks += [partial(against_benchmark_app, path, 1 if quick else 10)] if find_spec("openvino") else []
-        rows = [(*check(), counters()) for check in (*checks, partial(hog, pair, 1 if quick else 5))]
+        rows = [(*check, counters()) for check in checks(folder, quick=settings.effort() == "quick")]
     table = pd.DataFrame(rows, columns=["check", "target", "measured", "reached", "counters"])
     table["reached"] = [{True: "yes", False: "no"}.get(found, "undecided") for found in table["reached"]]
     table["date"] = datetime.now(UTC).date().isoformat()
@@ -49,16 +44,34 @@ def main(*, quick: bool) -> None:
     table.to_csv(settings.results_folder() / "harness_checks.csv", index=False)
 
 
+def checks(folder: str, *, quick: bool) -> Iterator[Check]:
+    """Yield what each check found."""
+    pair = pair_of("resnet18", 128, folder)
+    for ms in (1, 10, 100):
+        yield busy_wait(ms)
+    yield a_a(pair[ONNX], 2 if quick else 40)
+    yield replay(folder, 6 if quick else 20)
+    yield order_swapped(pair)
+    turns = 1 if quick else 20
+    for name, opener in pair.items():
+        yield beside(f"{name} against PyTorch's Timer", opener, partial(timer_ms, opener), 0.03, turns)
+    if find_spec("openvino"):
+        path, x = Path(folder, "resnet18.onnx"), np.ones((1, 3, 128, 128), np.float32)
+        opener = partial(engines.openvino, path, x, threads=THREADS)
+        yield beside("OpenVINO against its benchmark_app", opener, partial(app_ms, path), 0.05, turns)
+    yield hog(pair, 1 if quick else 5)
+
+
 def pair_of(network: str, size: int, folder: str) -> Openers:
     """Export a network and return what opens it in PyTorch and in ONNX Runtime."""
-    model, _ = models.load_model(network)
-    path, x = Path(folder, f"{network}.onnx"), np.ones((1, 3, size, size), np.float32)
+    model, path = models.load_model(network)[0], Path(folder, f"{network}.onnx")
+    x = np.ones((1, 3, size, size), np.float32)
     torch.onnx.export(model, (torch.from_numpy(x),), path, input_names=["input"], external_data=False, verbose=False)
     in_onnx = partial(engines.onnxruntime, path.read_bytes(), x, threads=THREADS)
     return {PYTORCH: partial(engines.pytorch, model, x, threads=THREADS), ONNX: in_onnx}
 
 
-def measured(openers: Openers, **options: int) -> list[timing.Timing]:
+def measured(openers: Openers, **options: Any) -> list[timing.Timing]:
     """Measure against the first, and keep what was counted."""
     found = list(timing.measure(openers, reference=next(iter(openers)), **options).values())
     seen.extend(found)
@@ -76,11 +89,6 @@ def counters() -> str:
     )
 
 
-def covers(ratio: float, rel_ci: float, truth: float) -> bool:
-    """Tell whether an interval holds a ratio."""
-    return abs(math.log(truth / ratio)) <= math.log1p(rel_ci)
-
-
 def busy_wait(ms: float) -> Check:
     """Recover the length of a loop that is busy for a known time."""
 
@@ -93,9 +101,9 @@ def busy_wait(ms: float) -> Check:
     return f"busy for {ms} ms", "within 0.5 %", f"off by {off:+.2%}", abs(off) <= 0.005
 
 
-def a_a(pair: Openers, pairs: int) -> Check:
-    """Measure ONNX Runtime against itself, every trial opened anew: 1 should be in 95 % of the intervals."""
-    found = [measured({"A": pair[ONNX], "B": pair[ONNX]}, seed=seed)[1] for seed in range(pairs)]
+def a_a(opener: Callable, pairs: int) -> Check:
+    """Measure a backend against itself, every trial opened anew: 1 should be in 95 % of the intervals."""
+    found = [measured({"A": opener, "B": opener}, seed=seed)[1] for seed in range(pairs)]
     held, widths = sum(covers(one.ratio, one.rel_ci, 1) for one in found), [one.rel_ci for one in found]
     text = f"{held} of {pairs}; relative intervals ±{min(widths):.1%} to ±{max(widths):.1%}"
     return f"A/A across trials, {pairs} pairs", "1 inside in 90 %", text, held >= 0.9 * pairs
@@ -118,6 +126,11 @@ def windows(over_ms: np.ndarray, under_ms: np.ndarray) -> list[bool]:
     return [covers(*timing.ratio_interval(over_ms[part], under_ms[part]), whole) for part in parts]
 
 
+def covers(ratio: float, rel_ci: float, truth: float) -> bool:
+    """Tell whether an interval holds a ratio."""
+    return abs(math.log(truth / ratio)) <= math.log1p(rel_ci)
+
+
 def order_swapped(pair: Openers) -> Check:
     """Hand over the backends in the other order, which turns the ratio, with another seed."""
     (_, one), (_, two) = measured(pair), measured(dict(reversed(pair.items())), seed=1)
@@ -128,42 +141,31 @@ def order_swapped(pair: Openers) -> Check:
     return "order of backends swapped", "inside the interval", text, abs(moved) <= within
 
 
-def against_timer(name: str, opener: Callable[[], engines.Backend], turns: int) -> Check:
-    """Compare with PyTorch's own timer, with the same threads."""
-
-    def timer_ms() -> float:
-        timer = benchmark.Timer("backend()", globals={"backend": opener()}, num_threads=THREADS)
-        return timer.blocked_autorange(min_run_time=1).median * 1e3
-
-    both = in_turn(opener, timer_ms, turns)
-    return compared(f"{name} against torch.utils.benchmark.Timer", both, 0.03)
+def timer_ms(opener: Callable) -> float:
+    """Let PyTorch's own timer measure a backend, with the same threads."""
+    timer = benchmark.Timer("backend()", globals={"backend": opener()}, num_threads=THREADS)
+    return timer.blocked_autorange(min_run_time=1).median * 1e3
 
 
-def against_benchmark_app(path: Path, turns: int) -> Check:
-    """Compare with OpenVINO's benchmark_app on the same file: one request at a time, the same threads, float32."""
-    command = [Path(sys.executable).with_name("benchmark_app"), "-m", path, *APP.split()]
-    quiet = os.environ | {"CI": "true"}  # without its telemetry
-
-    def app_ms() -> float:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=quiet)
-        return float(re.findall(r"Median:\s+([\d.]+) ms", done.stdout)[0])
-
-    opener = partial(engines.openvino, path, np.ones((1, 3, 128, 128), np.float32), threads=THREADS)
-    return compared("OpenVINO against its benchmark_app, same file", in_turn(opener, app_ms, turns), 0.05)
+def app_ms(path: Path) -> float:
+    """Let OpenVINO's benchmark_app measure a file: one request at a time, the same threads, float32, no telemetry."""
+    command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(path), *APP.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"CI": "true"})
+    return float(re.findall(r"Median:\s+([\d.]+) ms", done.stdout)[0])
 
 
-def in_turn(opener: Callable, other_ms: Callable[[], float], turns: int) -> list[tuple[float, float]]:
-    """Let the harness and another tool measure one backend in turn; return what they say, in ms."""
+def beside(check: str, opener: Callable, other_ms: Callable[[], float], limit: float, turns: int) -> Check:
+    """Let the harness and another tool measure one backend in turn."""
     both = []
     for _ in range(turns):
         ours_ms = measured({"it": opener}, trials=1)[0].p50_ms
         timing.wait_until_idle()
         both.append((ours_ms, other_ms()))
-    return both
+    return compared(check, both, limit)
 
 
 def compared(check: str, both: Sequence[tuple[float, float]], limit: float) -> Check:
-    """Set the harness's medians beside another tool's; undecided where the interval reaches over the limit."""
+    """Set the harness's times in ms beside another tool's; undecided where the interval reaches over the limit."""
     ours, theirs = np.transpose(both)
     ratio, rel_ci = timing.ratio_interval(ours, theirs)
     text = f"{np.median(ours):.2f} ms against {np.median(theirs):.2f} ms: {ratio - 1:+.1%} (± {rel_ci:.1%})"
@@ -177,7 +179,6 @@ def hog(pair: Openers, tries: int) -> Check:
     flagged = 0
     for _ in range(tries):
         program = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        time.sleep(0.5)
         flagged += all(one.status == timing.Status.CONTENDED for one in measured(pair, trials=2))
         program.kill()
         program.wait()
@@ -185,4 +186,4 @@ def hog(pair: Openers, tries: int) -> Check:
 
 
 if __name__ == "__main__":
-    main(quick=settings.effort() == "quick")
+    main()

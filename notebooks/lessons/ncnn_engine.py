@@ -1,7 +1,4 @@
-"""ncnn as a backend: its own converter, ``pnnx``, writes its two files.
-
-Taught in notebooks/09_hardware_limit.ipynb; opened by hand in 11_one_file_many_engines.ipynb.
-"""
+"""ncnn as a backend. Taught in notebooks/09_hardware_limit.ipynb; opened by hand in 11_one_file_many_engines.ipynb."""
 
 import time
 from pathlib import Path
@@ -15,12 +12,10 @@ def ncnn(param: str | Path, weights: str | Path, x: np.ndarray, *, threads: int)
     """Open a network in ncnn, for one picture, in float32.
 
     Args:
-        param: the .ncnn.param file.
+        param: the .ncnn.param file that ``pnnx``, ncnn's converter, wrote.
         weights: the .ncnn.bin file.
         x: input, shape (1, C, H, W), float32.
         threads: of the engine.
-    Returns:
-        The backend, its input bound.
     Raises:
         UnavailableError: if ncnn is not installed or cannot read its files.
     """

@@ -19,7 +19,7 @@ from torch import nn
 from helpers import engines, machine
 from helpers.speed import memory
 
-CACHE_SIZES = Path("/sys/devices/system/cpu/cpu0/cache")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # on Linux
 PRODUCTS = (512, 1024, 2048)  # square matrices
 # (batch, channels in, channels out, kernel, height and width, groups): layers as in both networks
 CONVOLUTIONS = ((1, 64, 64, 3, 56, 1), (1, 128, 128, 3, 28, 1), (16, 64, 64, 3, 56, 1), (1, 256, 256, 3, 56, 1))
@@ -68,21 +68,16 @@ def bandwidth(*, runs: int) -> pd.DataFrame:
     Returns:
         One row per kernel ("read" or "triad") and size: kernel, mib (all arrays together), gb_per_s (1e9 bytes).
     """
-    most = max(1, min(max(256, 4 * math.ceil(last_level_cache_mib())), int(memory.available_mib() / 4)))
+    caches_kib = [int(size.read_text().strip().rstrip("K")) for size in CACHES.glob("index*/size")]
+    most = min(max(256, *(4 * kib // 2**10 for kib in [0, *caches_kib])), int(memory.available_mib() / 4))
     rows = []
-    for mib in (*(size for size in 2 ** np.arange(2, 20) if size < most), most):
-        read, a, b, c = (torch.ones(int(mib) * 2**18 // parts) for parts in (1, 3, 3, 3))  # float32: 4 bytes each
+    for mib in (*(4 * 2**k for k in range(20) if 4 * 2**k < most), most):
+        read, a, b, c = (torch.ones(mib * 2**18 // parts) for parts in (1, 3, 3, 3))  # float32: 4 bytes each
         kernels: dict[str, Run] = {"read": read.sum, "triad": partial(torch.add, b, c, alpha=3, out=a)}
         for kernel, run in kernels.items():
             rate = mib * 2**20 / fastest_ms(run, runs=runs * min(10, most // mib)) / 1e6
             rows.append({"kernel": kernel, "mib": mib, "gb_per_s": rate})
     return pd.DataFrame(rows)
-
-
-def last_level_cache_mib() -> float:
-    """Return the size of the largest processor cache in MiB as Linux reports it, 0 where it is not known."""
-    sizes = [path.read_text().strip() for path in CACHE_SIZES.glob("index*/size")]
-    return max((int(size.removesuffix("K")) / 2**10 for size in sizes if size.endswith("K")), default=0.0)
 
 
 def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> pd.DataFrame:
@@ -100,7 +95,7 @@ def layer_costs(model: nn.Module, shape: tuple[int, ...]) -> pd.DataFrame:
     """
     rows, on_meta = [], copy.deepcopy(model).to("meta").eval()
 
-    def count(name: str, layer: nn.Module, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+    def count(name: str, layer: nn.Conv2d | nn.Linear, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
         depthwise, weights = getattr(layer, "groups", 1) > 1, sum(one.nbytes for one in layer.parameters())
         shaped = getattr(layer, "kernel_size", None), getattr(layer, "stride", None)
         flop, moved = 2 * output.numel() * layer.weight[0].numel(), inputs[0].nbytes + output.nbytes + weights

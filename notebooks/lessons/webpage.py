@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +90,7 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(SimpleHTTPRequestHandler):
     # not from the system's table: Windows may call a script text/plain, and browsers refuse that
-    extensions_map: ClassVar = {".mjs": "text/javascript", ".wasm": "application/wasm", ".html": "text/html"}
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript", ".wasm": "application/wasm"}
     server: Server
 
     def end_headers(self) -> None:
