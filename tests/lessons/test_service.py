@@ -24,8 +24,6 @@ import pandas as pd
 import psutil
 import pytest
 from PIL import Image
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from torchvision.transforms import InterpolationMode
 
 from helpers import labels, models, photos, preprocessing, settings
@@ -165,8 +163,9 @@ def engine(answer):
     return SimpleNamespace(waiting=0, networks=[], answer=answer, facts={"names": names})
 
 
-async def classify(engine, options, chunks, kind="image/png"):
-    """Hand one request to the service's own function; return the status and headers."""
+async def classify(behind, options, chunks, kind="image/png"):
+    """Hand one request to the service, without a server; return the status and the headers' names."""
+    chunks, sent = list(chunks), []
 
     async def receive():
         if not chunks:
@@ -176,12 +175,14 @@ async def classify(engine, options, chunks, kind="image/png"):
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": chunk, "more_body": bool(chunks) or chunk == b"half"}
 
-    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": [(b"content-type", kind.encode())]}
-    endpoint = server.application(engine, options).routes[0].endpoint
-    try:
-        return (await endpoint(Request(scope, receive))).status_code, {}
-    except HTTPException as error:
-        return error.status_code, error.headers
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b""}
+    with contextlib.suppress(RuntimeError):  # the server writes it into its log
+        request = scope | {"headers": [(b"content-type", kind.encode())]}
+        await server.application(behind, options)(request, receive, send)
+    return sent[0]["status"], [name for name, _ in sent[0]["headers"]]
 
 
 async def named(body):
@@ -200,6 +201,10 @@ async def no_picture(body):
     raise photos.PhotoError("picture is not a picture that Pillow can read: save it as JPEG or PNG.")
 
 
+async def broken(body):
+    raise RuntimeError("the network failed")
+
+
 ANSWERS = {
     "a picture": (200, named, [b"1", b"2"], {}),
     "no picture": (400, no_picture, [b"text"], {}),
@@ -208,6 +213,7 @@ ANSWERS = {
     "too many bytes": (413, named, [bytes(9_000), bytes(9_000)], {}),
     "a bomb": (413, bomb, [b"png"], {}),
     "not sent as a picture": (415, named, [b"1"], {"kind": "text/plain"}),
+    "the network failed": (500, broken, [b"1"], {}),
     "too late": (504, never, [b"1"], {"timeout_s": 0.01}),
     "no room": (503, named, [b"1"], {"queue": 0}),
 }
@@ -217,81 +223,42 @@ ANSWERS = {
 def test_each_way_to_fail_has_its_status(name):
     status, answer, chunks, changed = ANSWERS[name]
     behind, kind = engine(answer), changed.get("kind", "image/png")
-    given, headers = asyncio.run(classify(behind, options(**changed), list(chunks), kind))
-    assert given == status
-    assert (status == 503) == ("Retry-After" in (headers or {}))
+    given, headers = asyncio.run(classify(behind, options(**changed), chunks, kind))
+    assert (given, b"retry-after" in headers) == (status, status == 503)
     assert behind.waiting == 0, "a place in the queue was not given back"
-
-
-def test_a_network_that_fails_is_a_500_and_the_service_goes_on():
-    async def broken(body):
-        raise RuntimeError("the network failed")
-
-    async def status():
-        async def receive():
-            return {"type": "http.request", "body": b"1"}
-
-        async def send(message):
-            sent.append(message)
-
-        sent, headers = [], [(b"content-type", b"image/png")]
-        scope = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": headers}
-        with contextlib.suppress(RuntimeError):  # the server writes it into its log
-            await app(scope, receive, send)
-        return sent[0]["status"]
-
-    behind = engine(broken)
-    app = server.application(behind, options())
-    assert asyncio.run(status()) == 500 and behind.waiting == 0
-    behind.answer = named
-    assert asyncio.run(status()) == 200
-
-
-def ask_for(behind, number):
-    answers = [asyncio.get_running_loop().create_future() for _ in range(number)]
-    for answer in answers:
-        behind.queue.put_nowait((np.zeros((1, 3, 2, 2), np.float32), answer))
-    return answers
 
 
 @pytest.mark.parametrize("how", ["it raises", "it gives one answer for two"])
 def test_a_batch_that_fails_tells_each_of_its_pictures(how):
-    """Two pictures are run as one batch; the loop goes on after a failure, and passes over those who gave up."""
+    """The loop goes on after a failure, and passes over those who gave up; a full batch waits for no more pictures."""
 
     async def run():
-        behind = SimpleNamespace(options=options(), queue=asyncio.Queue())
+        behind = SimpleNamespace(options=options(batch=2, wait_ms=600_000), queue=asyncio.Queue())
         sizes, good = [], (np.array([[1], [2]]), np.array([[0.5], [0.25]]))
+
+        def two():
+            answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+            for answer in answers:
+                behind.queue.put_nowait((np.zeros((1, 3, 2, 2), np.float32), answer))
+            return answers
 
         def network(_, feeds):
             sizes.append(len(feeds["pixels"]))
             if len(sizes) == 1 and how == "it raises":
                 raise RuntimeError("the network failed")
-            return tuple(output[: 1 if len(sizes) == 1 else 2] for output in good)
+            return tuple(output[: len(sizes)] for output in good)
 
+        answers = two()
         loop = asyncio.create_task(server.Engine.work(behind, SimpleNamespace(run=network)))
-        failed = await asyncio.gather(*ask_for(behind, 2), return_exceptions=True)
+        failed = await asyncio.gather(*answers, return_exceptions=True)
         assert all(isinstance(one, RuntimeError | ValueError) for one in failed)
-        for gave_up in ask_for(behind, 2):
+        for gave_up in two():
             gave_up.cancel()
-        assert await asyncio.gather(*ask_for(behind, 2)) == [([1], [0.5]), ([2], [0.25])]
+        assert await asyncio.gather(*two()) == [([1], [0.5]), ([2], [0.25])]
         loop.cancel()
         assert sizes == [2, 2]
 
     asyncio.run(asyncio.wait_for(run(), 60))  # a loop that died leaves its pictures waiting
-
-
-def test_a_full_batch_does_not_wait():
-    """Two wait, and a batch takes two: the time for more pictures (ten minutes here) is not waited out."""
-
-    async def run():
-        behind = SimpleNamespace(options=options(wait_ms=600_000), queue=asyncio.Queue())
-        network = SimpleNamespace(run=lambda _, feeds: (np.array([[1], [2]]), np.array([[0.5], [0.25]])))
-        answers = ask_for(behind, 2)
-        loop = asyncio.create_task(server.Engine.work(behind, network))
-        await asyncio.wait_for(asyncio.gather(*answers), 60)
-        loop.cancel()
-
-    asyncio.run(run())
 
 
 def test_the_queue_is_bounded():
