@@ -1,6 +1,6 @@
 """What is in an .onnx file, which file it is, and what was said while it was written.
 
-Counting and listening are taught in notebooks/01_export_and_check.ipynb, comparing in notebooks/06_onnxsim.ipynb.
+Taught in notebooks/01_export_and_check.ipynb and notebooks/06_onnxsim.ipynb.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import onnx
 
 
 def count_operators(model: onnx.ModelProto | str | Path) -> Counter[str]:
-    """Count a model's (or a file's) nodes by operator; not those inside subgraphs (``If``, ``Loop``).
+    """Return how many nodes a model (or a file) has of each operator; not those inside subgraphs (``If``, ``Loop``).
 
     Operators outside the standard carry their domain: ``com.microsoft.FusedConv``.
     """
@@ -27,11 +27,11 @@ def count_operators(model: onnx.ModelProto | str | Path) -> Counter[str]:
 def file_identity(path: str | Path) -> dict[str, object]:
     """Say which file this is, so that a table can show that its columns come from different ones.
 
-    It has file (name), sha256 (first 12 digits, of the .onnx file itself), size_mib, nodes, and opset, the standard
-    operators' edition: None in a file without any (scikit-learn's may hold ``ai.onnx.ml`` alone).
+    Returns:
+        file (name), sha256 (first 12 digits, of the .onnx file itself), size_mib, nodes, and opset, the standard
+        operators' edition: None in a file without any (scikit-learn's may hold ``ai.onnx.ml`` alone).
     """
-    path = Path(path)
-    model = onnx.load(path, load_external_data=False)
+    path, model = Path(path), onnx.load(path, load_external_data=False)
     return {
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:12],
@@ -41,20 +41,27 @@ def file_identity(path: str | Path) -> dict[str, object]:
     }
 
 
-@contextlib.contextmanager
-def listen(*loggers: str) -> Iterator[list[str]]:
-    """Collect what PyTorch's and onnxscript's loggers and Python's warnings say, instead of letting it go to stderr.
+class _Collector(logging.Handler):
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__()
+        self.heard = heard
 
-    Yields a list of texts like ``"WARNING: …"``, whole once the block has ended. Taught in notebooks/01_….ipynb.
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(f"{record.levelname}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def capture_logs(*loggers: str) -> Iterator[list[str]]:
+    """Collect what loggers (PyTorch's and onnxscript's if none is named) and Python's warnings say, off stderr.
+
+    Yields a list of texts like ``"WARNING: …"``, whole once the block has ended.
     """
     heard: list[str] = []
-    ear = logging.Handler()
-    ear.emit = lambda record: heard.append(f"{record.levelname}: {record.getMessage()}")
-    names = loggers or ("torch", "torch.onnx", "onnxscript")
-    before = [(log, log.handlers, log.propagate) for log in map(logging.getLogger, names)]
+    logs = [logging.getLogger(name) for name in loggers or ("torch", "torch.onnx", "onnxscript")]
+    before = [(log, log.handlers, log.propagate) for log in logs]
     try:
-        for log, _, _ in before:
-            log.handlers, log.propagate = [ear], False
+        for log in logs:
+            log.handlers, log.propagate = [_Collector(heard)], False
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield heard

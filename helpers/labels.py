@@ -1,7 +1,4 @@
-"""The 1000 ImageNet classes by name, in English and Chinese.
-
-Taught in notebooks/03_single_image_inference.ipynb.
-"""
+"""The 1000 ImageNet classes by name, in English and Chinese. Taught in notebooks/03_single_image_inference.ipynb."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -11,20 +8,16 @@ import pandas as pd
 
 from helpers import settings
 
-CLASSES_CSV = settings.DATA / "imagenet_classes.csv"
-
 
 @cache
 def class_table() -> pd.DataFrame:
-    """Return the class table: id (0 to 999), wordnet_id, english, chinese; one row a class, in the order of id."""
-    return pd.read_csv(CLASSES_CSV, encoding="utf-8", keep_default_na=False)
+    """Return the class table: id (0 to 999), wordnet_id, english, chinese; one row per class, in the order of id."""
+    return pd.read_csv(settings.DATA / "imagenet_classes.csv", encoding="utf-8", keep_default_na=False)
 
 
 def class_names(language: str | None = None) -> list[str]:
-    """Return the 1000 class names in the order of the networks' outputs.
+    """Return the 1000 names in the order of the networks' outputs, "english" or "chinese"; the setting's if not given.
 
-    Args:
-        language: "english" or "chinese"; the course's setting if not given.
     Raises:
         ValueError: if the language is another one.
     """
@@ -37,15 +30,13 @@ def class_names(language: str | None = None) -> list[str]:
 def top_k(
     logits: np.ndarray, k: int = 5, *, language: str | None = None, names: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Name the k most probable classes of one photo.
-
-    Equal logits are ordered by class id, so the answer does not depend on the sorting method.
+    """Name the k most probable classes of one photo; equal logits are ordered by class id.
 
     Args:
         logits: the network's output for one photo, shape (classes,) or (1, classes).
         k: how many classes, 1 to all.
         language: of ImageNet's names; the course's setting if not given.
-        names: one name a class, for a network of your own; ImageNet's 1000 if not given.
+        names: one name per class, for a network of your own; ImageNet's 1000 if not given.
     Returns:
         k rows, most probable first: class_id, name, probability (softmax over all logits, 0 to 1). The columns are
         titled "ImageNet" where the names are ImageNet's: a network of your own may have 1000 other classes.
@@ -64,9 +55,8 @@ def top_k(
         raise ValueError(f"k is {k}; it must be from 1 to {len(names)}.")
     if not np.isfinite(logits).all():
         raise ValueError("The logits hold NaN or infinity: check the input's type and scale, and the weights.")
-    from scipy.special import softmax  # here, as a service takes only the names from this module
-
-    probability = softmax(logits.ravel())
+    shares = np.exp(logits.ravel() - logits.max())  # softmax; the largest is 1, so that none overflows
     order = np.argsort(-logits.ravel(), kind="stable")[:k]
-    table = pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability[order]})
+    probability = shares[order] / shares.sum()
+    table = pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability})
     return table.rename_axis(columns=title)

@@ -16,30 +16,26 @@ import joblib
 import psutil
 import torch
 
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's limit on Linux; "max" means none
+from helpers import counters
+
 CPUS = Path("/sys/devices/system/cpu")
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
-
-# name of the fact in torch.cpu.get_capabilities() -> (name in print, what it is for)
-INSTRUCTION_SETS = {
-    "avx2": ("AVX2", "8 float32 numbers per instruction"),
-    "avx512_f": ("AVX-512", "16 float32 numbers per instruction"),
-    "avx512_vnni": ("AVX-512 VNNI", "fast INT8 dot products"),
-    "avx_vnni": ("AVX-VNNI", "fast INT8 dot products, 256 bits wide"),
-    "avx512_bf16": ("AVX-512 BF16", "bfloat16 dot products"),
-    "amx_tile": ("AMX", "matrix tiles for INT8 and bfloat16"),
-    "neon": ("NEON", "4 float32 numbers per instruction (Arm)"),
-    "dot": ("Arm DOT", "fast INT8 dot products"),
-    "i8mm": ("Arm I8MM", "INT8 matrix products"),
-    "bf16": ("Arm BF16", "bfloat16 products"),
+INSTRUCTION_SETS = {  # name of the fact in torch.cpu.get_capabilities() -> name in print
+    "avx2": "AVX2",
+    "avx512_f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_tile": "AMX",
+    "neon": "NEON",
+    "dot": "Arm DOT",
+    "i8mm": "Arm I8MM",
+    "bf16": "Arm BF16",
 }
 
 
 def version(package: str) -> str:
-    """Return the version of the package that is imported, without its build.
-
-    Not that of an installed distribution: ``onnxruntime`` may come with the one called ``onnxruntime-gpu``.
-    """
+    """Return the version of the module that is imported: ``onnxruntime`` may come with ``onnxruntime-gpu``."""
     return import_module(package).__version__.removeprefix("v").partition("+")[0]
 
 
@@ -52,7 +48,7 @@ def instruction_sets() -> dict[str, bool]:
     """Return for each instruction set that matters to inference whether this processor has it."""
     found = torch.cpu.get_capabilities()
     is_arm64 = platform.machine().lower() in {"arm64", "aarch64"}  # every 64-bit Arm processor has NEON
-    return {name: bool(found.get(key)) or (key == "neon" and is_arm64) for key, (name, _) in INSTRUCTION_SETS.items()}
+    return {name: bool(found.get(key)) or (key == "neon" and is_arm64) for key, name in INSTRUCTION_SETS.items()}
 
 
 def usable_cores() -> int:
@@ -65,11 +61,9 @@ def physical_cores() -> int:
 
     Two logical processors of one core share its arithmetic units, so a thread on each gains little and disturbs much.
     """
-    if hasattr(os, "sched_getaffinity"):
-        siblings = [CPUS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in os.sched_getaffinity(0)]
-        cores = len({path.read_text() for path in siblings}) if all(path.exists() for path in siblings) else None
-    else:
-        cores = None
+    numbers = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    siblings = [CPUS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in numbers]
+    cores = len({path.read_text() for path in siblings if path.exists()})
     return min(cores or psutil.cpu_count(logical=False) or usable_cores(), usable_cores())
 
 
@@ -79,18 +73,15 @@ def core_kinds() -> str | None:
         names = ["hw.perflevel0.physicalcpu", "hw.perflevel1.physicalcpu"]
         counts = subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True, check=False).stdout.split()
     else:
-        capacities = [int(path.read_text()) for path in CPUS.glob("cpu[0-9]*/cpu_capacity")]
-        fast = capacities.count(max(capacities, default=0))
-        counts = [fast, len(capacities) - fast] if fast < len(capacities) else []
+        capacities = [path.read_text().strip() for path in CPUS.glob("cpu[0-9]*/cpu_capacity")]
+        fast = capacities.count(max(capacities, key=int, default=""))
+        counts = [str(fast), str(len(capacities) - fast)] if fast < len(capacities) else []
     return f"{counts[0]} fast + {counts[1]} slow" if len(counts) == 2 else None
 
 
 def memory_limit_gib() -> float:
-    """Return the memory in GiB that this process may use: the machine's, or the container's limit if that is lower."""
-    limit = psutil.virtual_memory().total
-    if CGROUP_LIMIT.exists() and (text := CGROUP_LIMIT.read_text().strip()).isdigit():
-        limit = min(limit, int(text))
-    return limit / 2**30
+    """Return the memory in GiB that this process may use: the machine's, or a container's limit if that is lower."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in counters.memory_limits())]) / 2**30
 
 
 def gpu_name() -> str | None:
@@ -106,9 +97,8 @@ def versions_line() -> str:
     """Return one line for the top of a notebook: versions, processor, cores and system."""
     packages = " · ".join(f"{name} {version(name)}" for name in PACKAGES)
     system = f"{platform.system()} {platform.machine()}"
-    cores = f"{physical_cores()} core{'s' * (physical_cores() != 1)}" + (
-        f" ({kinds})" if (kinds := core_kinds()) else ""
-    )
+    kinds = f" ({found})" if (found := core_kinds()) else ""
+    cores = f"{physical_cores()} core{'s' * (physical_cores() != 1)}{kinds}"
     hardware = f"{cpu_name()}, {cores}, {memory_limit_gib():.0f} GiB · {system} · GPU: {gpu_name() or 'none'}"
     return f"Python {platform.python_version()} · {packages}\n{hardware}"
 
@@ -143,7 +133,9 @@ def _cpu_details() -> dict[str, object]:
     path, base = Path("/proc/cpuinfo"), CPUS / "cpu0" / "cpufreq" / "base_frequency"
     lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    found = {f"cpu_{name.split()[-1]}": facts[name] for name in ("cpu family", "model") if name in facts}
+    found: dict[str, object] = {
+        f"cpu_{name.split()[-1]}": facts[name] for name in ("cpu family", "model") if name in facts
+    }
     found["nominal_mhz"] = int(base.read_text()) / 1e3 if base.exists() else None
     found["core_kinds"] = core_kinds()
     return {name: value for name, value in found.items() if value}

@@ -6,6 +6,7 @@ from functools import cache
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from cycler import cycler
 from IPython import get_ipython
 from IPython.core.pylabtools import print_figure
 from matplotlib import font_manager
@@ -14,18 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 
-CJK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans SC",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "Microsoft YaHei",
-    "SimHei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Heiti SC",
-    "Arial Unicode MS",
+CJK_FONTS = (  # Linux, Windows, macOS
+    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei"),
+    *("Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB", "Heiti SC", "Arial Unicode MS"),
 )
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc3311", "#aa4499", "#777777"
 
@@ -44,32 +36,31 @@ def use_course_style(*, photos: bool = False) -> None:
         photos: store figures as small JPEG, for notebooks that show photos: as PNG they are five times larger.
     """
     pd.set_option("display.max_colwidth", None)  # tables show their text in full
-    families = ["DejaVu Sans"] + ([cjk_font()] if cjk_font() else [])
     mpl.rcParams.update(
         {
             "figure.figsize": (8, 4),
             "figure.dpi": 80 if photos else 100,
             "figure.facecolor": "white",  # solid, so that plots stay readable on a dark page
             "figure.constrained_layout.use": True,
-            "font.family": families,
+            "font.family": ["DejaVu Sans", *filter(None, [cjk_font()])],
             "font.size": 11,
             "axes.grid": True,
             "axes.axisbelow": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": mpl.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, RED, GREY]),
+            "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, RED, GREY]),
             "grid.color": "#dddddd",
             "legend.frameon": False,
         }
     )
-    if get_ipython() is None:  # a plain script
+    if (shell := get_ipython()) is None:  # a plain script
         return
     plt.get_backend()  # settles the backend now: settling it later would undo what follows
     if photos:
         set_matplotlib_formats("jpeg", pil_kwargs={"quality": 85})
     else:
         set_matplotlib_formats("png")
-        get_ipython().display_formatter.formatters["image/png"].for_type(Figure, _small_png)
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _small_png)
 
 
 def _small_png(figure: Figure) -> bytes:
@@ -86,7 +77,7 @@ def drawable_language(language: str) -> str:
 
 
 def show_photo(photo: Image.Image, ax: Axes | None = None, *, title: str = "") -> Axes:
-    """Draw a photo without axes and return the Axes."""
+    """Draw a photo without axes; return the Axes, the current ones if none are given."""
     ax = plt.gca() if ax is None else ax
     ax.imshow(photo)
     ax.set_title(title)
@@ -95,12 +86,18 @@ def show_photo(photo: Image.Image, ax: Axes | None = None, *, title: str = "") -
 
 
 def show_top_k(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the probabilities of ``labels.top_k`` as horizontal bars, the most probable on top, and return the Axes."""
+    """Draw probabilities as horizontal bars, the most probable on top.
+
+    Args:
+        table: what ``labels.top_k`` returns: one row per class, with name and probability (0 to 1).
+        ax: where to draw; the current Axes if not given.
+    Returns:
+        The Axes.
+    """
     ax = plt.gca() if ax is None else ax
     bars = ax.barh(table["name"], table["probability"], color=BLUE)
     ax.bar_label(bars, fmt="%.3f", padding=3)
     ax.invert_yaxis()
-    ax.set(xlabel="probability", xlim=(0, 1.15))
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    ax.set(xlabel="probability", xlim=(0, 1.15), xticks=[0, 0.25, 0.5, 0.75, 1])
     ax.grid(axis="y", visible=False)
     return ax

