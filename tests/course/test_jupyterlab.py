@@ -84,7 +84,7 @@ def jupyterlab(course: Path, home: Path) -> Iterator[Server]:
         port = free.getsockname()[1]
     home.mkdir()
     server = Server(f"http://127.0.0.1:{port}", secrets.token_hex(16), home / "jupyterlab.log")
-    choices = {"COURSE_EFFORT": "quick", "COURSE_WEIGHTS": "stand-in", "COURSE_LABELS": "english"}
+    choices = {"COURSE_EFFORT": "quick", "COURSE_WEIGHTS": "random", "COURSE_LABELS": "english"}
     variables = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     own = {name: str(home / name.lower()) for name in variables}
     command = [

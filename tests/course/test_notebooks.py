@@ -159,7 +159,7 @@ def test_wrong_answers_are_refused(path, course):
 
 
 def test_no_lesson_asked_the_network(course):
-    """On the stand-in weights none has to; the kernels' cables were pulled, and kept a list (see the next test)."""
+    """On random weights none has to; the kernels' cables were pulled, and kept a list (see the next test)."""
     tried = course.root.parent / "tried.txt"
     assert not tried.exists(), f"a lesson asked for {tried.read_text()}"
 

@@ -174,7 +174,7 @@ def test_handout_with_answers_is_not_overwritten(tmp_path, capsys, monkeypatch):
 
 def test_handout_runs_and_its_checks_wait_for_an_answer(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_EFFORT", "quick")
-    monkeypatch.setenv("COURSE_WEIGHTS", "stand-in")
+    monkeypatch.setenv("COURSE_WEIGHTS", "random")
     (path,) = notebooks.choose(["00"])
     made = handout.handout(path, tmp_path / "handout")
     for part in ("helpers", "data"):  # a handout lies in a folder beside these
