@@ -41,6 +41,7 @@ def main() -> None:
     table["date"] = datetime.now(UTC).date().isoformat()
     table["machine"] = f"{machine.cpu_name()}, {THREADS} cores"
     print(table.to_string())
+    settings.results_folder().mkdir(parents=True, exist_ok=True)
     table.to_csv(settings.results_folder() / "harness_checks.csv", index=False)
 
 
