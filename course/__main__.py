@@ -80,18 +80,19 @@ def main(arguments: list[str] | None = None) -> int:
         ended.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         settings.check()
         return run(choice)
     except KeyboardInterrupt:
         print("\nStopped. What had run to its end is kept: the same command goes on from there.", file=sys.stderr)
-        return 128 + (ended or [signal.SIGINT])[0]
+        return 128 + ended[0]
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import joblib
 from nbformat import NotebookNode
 
 from course import notebooks
@@ -56,8 +57,8 @@ def render(executed: Mapping[str, NotebookNode], out: Path, *, builder: str = "h
     for name, nb in executed.items():
         notebooks.write(staged / name, nb)
     with patch_docutils(staged), docutils_namespace():
-        where = (staged, staged, out, WORK / "doctrees")
-        app = Sphinx(*where, builder, confoverrides=choices, status=None, warning=warnings, freshenv=True)
+        where, cores = (staged, staged, out, WORK / "doctrees"), joblib.cpu_count()
+        app = Sphinx(*where, builder, choices, None, warnings, freshenv=True, parallel=cores)
         app.build()
     return warnings.getvalue().strip()
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from helpers import settings
 
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+DEFINITIONS = DOCUMENTED[1:]
 IMPORTS = (ast.Import, ast.ImportFrom)
 AT_IMPORT = ""  # the "name" of a module's statements that bind none
 
@@ -36,7 +37,7 @@ def plain(source: str, *, module: bool = False) -> ast.Module:
     """Parse code and take its docstrings away; a cell's first string is shown, a module's is not (``module``)."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, (*DEFINITIONS, *((ast.Module,) if module else ()))) and ast.get_docstring(node) is not None:
+        if isinstance(node, DOCUMENTED) and (module or node is not tree) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return tree
 

@@ -12,6 +12,7 @@ from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 
@@ -76,9 +77,10 @@ class Kernel(ForkServerProcess):
 class WarmProvisioner(LocalProvisioner):
     """How Jupyter starts such a kernel."""
 
-    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start it, with the arguments that follow the program's name."""
         kernel = Kernel(cmd[cmd.index("-f") :], str(kwargs["cwd"]), kwargs["env"], kwargs["stderr"].name)
         kernel.start()
-        self.process, self.pid, self.pgid, self.cwd = kernel, kernel.pid, kernel.pid, kwargs["cwd"]
+        self.process = kernel  # type: ignore[assignment]  # it answers as a Popen
+        self.pid, self.pgid, self.cwd = kernel.pid, kernel.pid, kwargs["cwd"]
         return self.connection_info

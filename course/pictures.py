@@ -1,21 +1,21 @@
-"""Pictures of the site's pages and of every plot, to proofread by eye."""
+"""Pictures of the site's pages, to proofread by eye."""
 
-import base64
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
-from course import notebooks
 from notebooks.lessons import chromium
 
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 SCREENS = {"desktop": 1280, "phone": 390}  # widths in CSS pixels
 STRIP = 3000  # height of one picture of a long page, in CSS pixels; browsers draw nothing above about 16,000
 
 
 def pictures(site: Path, out: Path) -> list[Path]:
-    """Take pictures of every page of the site, at desktop and phone width, light and dark, and of every plot.
+    """Take pictures of every page of the site, at desktop and phone width, light and dark.
 
-    They replace what is in ``out``: strips of the pages, ``NAME-desktop-dark-02.png``, and plots, ``NAME-plot-01.png``.
+    They replace what is in ``out``: strips of the pages, ``NAME-desktop-dark-02.png``.
     """
     pages = sorted(site.glob("*.html"))
     if not pages:
@@ -28,20 +28,13 @@ def pictures(site: Path, out: Path) -> list[Path]:
     out.mkdir(parents=True)
     taken = []
     with sync_playwright() as playwright, chromium.launch(playwright) as browser:
-        for (screen, width), scheme in itertools.product(SCREENS.items(), ("light", "dark")):
+        for (screen, width), scheme in itertools.product(SCREENS.items(), SCHEMES):
             tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
             for page in pages:
                 tab.goto(page.as_uri())
                 height = tab.evaluate("document.documentElement.scrollHeight")
                 for number, top in enumerate(range(0, height, STRIP), start=1):
                     taken.append(out / f"{page.stem}-{screen}-{scheme}-{number:02d}.png")
-                    strip = {"x": 0, "y": top, "width": width, "height": min(STRIP, height - top)}
+                    strip: Any = {"x": 0, "y": top, "width": width, "height": min(STRIP, height - top)}
                     tab.screenshot(path=taken[-1], full_page=True, clip=strip)
-    for path in notebooks.notebooks():
-        outputs = [output for cell in notebooks.read(path).cells for output in cell.get("outputs", ())]
-        shown = [item for output in outputs for item in output.get("data", {}).items()]
-        plots = [(kind, data) for kind, data in shown if kind in ("image/png", "image/jpeg")]
-        for number, (kind, plot) in enumerate(plots, start=1):
-            taken.append(out / f"{path.stem}-plot-{number:02d}.{kind.removeprefix('image/')}")
-            taken[-1].write_bytes(base64.b64decode(plot))
     return taken

@@ -154,8 +154,10 @@ def _keep(path: Path, result: Result, reach: freshness.Reach) -> None:
 
 def _kept(path: Path, reach: freshness.Reach) -> Result | None:
     """Return the executed copy of an earlier build if all that it depends on is as it was, with today's prose."""
-    copy = notebooks.read(_copy(path)) if _copy(path).exists() else None
-    executed = copy.metadata.get("executed", {}) if copy else {}
+    if not _copy(path).exists():
+        return None
+    copy = notebooks.read(_copy(path))
+    executed = copy.metadata.get("executed", {})
     if executed.pop("key", None) != key(reach):
         return None
     nb = notebooks.read(path)

@@ -6,10 +6,9 @@ from functools import cache
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
-from cycler import cycler
 from IPython import get_ipython
 from IPython.core.pylabtools import print_figure
-from matplotlib import font_manager
+from matplotlib import cycler, font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import shutil
 import socket
+import tempfile
 
 import matplotlib
 import pytest
@@ -13,6 +15,31 @@ matplotlib.use("Agg")  # not MPLBACKEND=Agg: kernels would inherit it, and noteb
 
 LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")  # one on this machine would lead out of it
+
+
+NEEDED_GIB = 4  # of temporary files, at most at one time: measured
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests, too")
+
+
+def pytest_sessionstart():
+    free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
+    if free < NEEDED_GIB:
+        pytest.exit(
+            f"no space left: the tests need {NEEDED_GIB} GiB in {tempfile.gettempdir()}; {free:.1f} are free", 3
+        )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave slow tests out, by name; tell xdist to keep a file's tests together, and those of the built course."""
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            reason = f"slow: {item.name.partition('[')[0]}; with it: python -m pytest --slow"
+            item.add_marker(pytest.mark.skip(reason=reason))
+        group = "course" if "course" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)

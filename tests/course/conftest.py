@@ -21,17 +21,14 @@ def course(tmp_path_factory):
     """
     root = copy_course(tmp_path_factory.mktemp("built") / "my course 课程")
     for path in (root / "notebooks").glob("*.ipynb"):
-        book = notebooks.read(path)
-        for number, answer in wrong_answers(book):
+        nb = notebooks.read(path)
+        for number, answer in wrong_answers(nb):
             source = ASK.format(answer=answer, number=number, refused=REFUSED)
-            book.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": ["remove-cell", "asked"]}))
-        notebooks.write(path, book)
+            nb.cells.append(nbformat.v4.new_code_cell(source, metadata={"tags": ["remove-cell", "asked"]}))
+        notebooks.write(path, nb)
     wanted = [webpage.RUNTIME / name for files in webpage.FILES.values() for name in files]
-    for file in [
-        *wanted,
-        settings.EXPORTS / "paddle" / "digits_paddle.onnx",
-    ]:  # fetched earlier, or not
-        if file.exists():
+    for file in [*wanted, settings.EXPORTS / "paddle" / "digits_paddle.onnx"]:
+        if file.exists():  # fetched earlier, or not
             copy = root / file.relative_to(settings.ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)

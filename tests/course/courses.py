@@ -12,7 +12,8 @@ import nbformat
 from course import notebooks
 from helpers import settings
 
-BOOKS = notebooks.notebooks()
+NOTEBOOKS = notebooks.notebooks()
+OFFLINE = settings.WEIGHT_CHOICES[-1]  # weights that nobody asks a network for
 REFUSED = "refused by "  # what a check of a wrong answer prints
 ASK = """{answer}
 try:
@@ -47,9 +48,9 @@ def tags(cell):
     return set(cell.metadata.get("tags", ()))
 
 
-def code_cells(book):
-    """Return a notebook's code cells."""
-    return [cell for cell in book.cells if cell.cell_type == "code"]
+def code_cells(nb, tag=None):
+    """Return a notebook's code cells, all or those with a tag."""
+    return [cell for cell in nb.cells if cell.cell_type == "code" and (tag is None or tag in tags(cell))]
 
 
 def printed(cell):
@@ -57,34 +58,33 @@ def printed(cell):
     return "".join(output.text for output in cell.outputs if output.output_type == "stream")
 
 
-def wrong_answers(book):
+def pictures(cell):
+    """Return how many pictures a cell shows."""
+    kinds = [kind for output in cell.get("outputs", ()) for kind in output.get("data", {})]
+    return sum(kind in ("image/png", "image/jpeg") for kind in kinds)
+
+
+def wrong_answers(nb):
     """Return the number of the exercise and the code of each wrong answer, from the metadata of the check cells."""
-    checks = [cell for cell in code_cells(book) if "check" in tags(cell)]
-    return [
-        (number, answer)
-        for number, cell in enumerate(checks, start=1)
-        for answer in cell.metadata.get("course", {}).get("wrong", ())
-    ]
+    checks = enumerate(code_cells(nb, "check"), start=1)
+    return [(number, answer) for number, cell in checks for answer in cell.metadata.get("course", {}).get("wrong", ())]
 
 
 def copy_course(target, *, lessons=True):
     """Copy what the commands need, the lessons without outputs, so that only new ones can pass."""
     unneeded = shutil.ignore_patterns("exports", "_build", "__pycache__", ".ipynb_checkpoints")
-    for name in ("helpers", "data", "notebooks"):
+    for name in ("course", "helpers", "data", "notebooks"):
         shutil.copytree(settings.ROOT / name, target / name, ignore=unneeded)
     for path in (target / "notebooks").glob("*.ipynb"):
-        if not lessons:
-            path.unlink()
-            continue
-        book = notebooks.read(path)
-        for cell in code_cells(book):
+        nb = notebooks.read(path)
+        for cell in code_cells(nb):
             cell.outputs, cell.execution_count = [], None
-        notebooks.write(path, book)
+        notebooks.write(path, nb) if lessons else path.unlink()
     return target
 
 
-def build(root, *options, startup="", **environment):
-    """Run the build command in a copy of the course, ``startup`` in each kernel first; return the finished process."""
+def start(root, *options, startup="", **environment):
+    """Start the build command in a copy of the course, ``startup`` in each kernel first; return the process."""
     profile = root.parent / "ipython" / "profile_default" / "startup"
     profile.mkdir(parents=True, exist_ok=True)
     guard = NO_NETWORK.format(tried=str(root.parent / "tried.txt"))
@@ -92,15 +92,22 @@ def build(root, *options, startup="", **environment):
     own = ("COURSE_", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     plain = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     plain.pop("CI", None)  # which alone would keep OpenVINO from asking the network
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "course", "build", "--effort", "quick", *options],
         cwd=root,
-        env={**plain, "COURSE_WEIGHTS": "stand-in", "IPYTHONDIR": str(root.parent / "ipython"), **environment},
-        capture_output=True,
+        env={**plain, "COURSE_WEIGHTS": OFFLINE, "IPYTHONDIR": str(root.parent / "ipython"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        check=False,
     )
+
+
+def build(root, *options, **choices):
+    """Build a copy of the course as ``start`` does and wait; return the finished process."""
+    process = start(root, *options, **choices)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @dataclass(frozen=True)
@@ -114,19 +121,17 @@ class Built:
     def site(self):
         return self.root / "_build" / "html"
 
-    def book(self, path):
+    def nb(self, path):
         """Return a notebook as the site shows it, with the outputs of this run."""
         return notebooks.read(self.root / "_build" / "staged" / path.name)
 
 
-def make(path, *code, alone=False, title=None):
+def make(path, *code, alone=False):
     """Write a small notebook of our own."""
-    title = (
-        title or f"# {path.name[:2]} · Small\n\n**Small?**\n\nAfter this notebook you can\n\n- do this;\n- and\n  that."
-    )
-    cells = [nbformat.v4.new_markdown_cell(title), *map(nbformat.v4.new_code_cell, code)]
-    book = nbformat.v4.new_notebook(cells=[*cells, nbformat.v4.new_markdown_cell("The end.")])
-    book.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    book.metadata["course"] = {"alone": alone}
-    notebooks.write(path, book)
+    text = f"# {path.name[:2]} · Small\n\n**Small?**\n\nAfter this notebook you can\n\n- do this;\n- and\n  that."
+    first, last = nbformat.v4.new_markdown_cell(text), nbformat.v4.new_markdown_cell("The end.")
+    nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, code), last])
+    nb.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nb.metadata["course"] = {"alone": alone}
+    notebooks.write(path, nb)
     return path

@@ -9,16 +9,23 @@ from graphlib import TopologicalSorter
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
-import helpers.course
 import pytest
 import yaml
 from courses import code_cells
 
+import course
+import helpers
 from course import notebooks
 from helpers import settings
 from notebooks.lessons import webpage
 
 ROOT = settings.ROOT
+BUDGETS = {
+    "helpers": 2200,
+    "course": 1000,
+    "notebooks/lessons": 500,
+    "tests": 4500,
+}  # lines of Python; lessons without the service
 
 
 def requirements():
@@ -56,16 +63,16 @@ def test_every_requirement_says_what_it_is_for():
 
 
 def test_every_import_is_required():
-    """Each package imported by helpers, notebooks or tests has a line in requirements.txt."""
+    """Each package imported by the course has a line in requirements.txt."""
     texts = [
         path.read_text("utf-8")
-        for folder in ("helpers", "tests", "data", "notebooks")
+        for folder in ("course", "helpers", "tests", "notebooks")
         for path in (ROOT / folder).rglob("*.py")
         if settings.EXPORTS not in path.parents  # what notebooks and commands made, whole environments among it
     ]
     texts += ["\n".join(cell.source for cell in code_cells(notebooks.read(path))) for path in notebooks.notebooks()]
     imported = set(re.findall(r"^\s*(?:import|from) ([a-zA-Z_]\w*)", "\n".join(texts), re.MULTILINE))
-    imported -= {"helpers", *sys.stdlib_module_names}
+    imported -= {"course", "helpers", *sys.stdlib_module_names}
     owners = packages_distributions()
     for module in imported & set(owners):
         wanted = {re.sub(r"[-_.]+", "-", name).lower() for name in owners[module]}
@@ -101,9 +108,9 @@ def test_the_command_for_the_web_runtime_is_one_everywhere():
         assert named and set(named) == {webpage.VERSION}, f"{path.name} names another version than helpers/webpage.py"
 
 
-def modules():
-    """Return the names of the learner's modules."""
-    return sorted(path.stem for path in (ROOT / "helpers").glob("[a-z]*.py"))
+def modules(folder):
+    """Return the Python files of a folder by their dotted names."""
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in (ROOT / folder).rglob("[a-z]*.py")}
 
 
 STATE = """import importlib, logging, os, sys, warnings
@@ -115,9 +122,9 @@ def state():
             list(warnings.filters), torch.get_rng_state().tolist(), os.getcwd()]
 def load():
     for name in sys.argv[2:]:
-        sys.modules.pop(f"helpers.{name}", None)
+        sys.modules.pop(name, None)
     for name in sys.argv[2:]:
-        importlib.import_module(f"helpers.{name}")
+        importlib.import_module(name)
 load()  # what it imports may set itself up, once
 logging.root.manager.loggerDict.clear()
 before = state()
@@ -127,52 +134,71 @@ assert not changed, changed
 """
 
 
-def test_importing_helpers_does_nothing(tmp_path):
-    """No module downloads, writes, prints or changes a global setting at import."""
-    before = {path: path.stat().st_mtime_ns for path in ROOT.rglob("*") if ".git" not in path.parts and path.is_file()}
-    command = [sys.executable, "-B", "-c", STATE, str(ROOT), *modules()]
+def test_nothing_happens_at_import(tmp_path):
+    """No module that a notebook imports downloads, writes, prints or changes a global setting at import."""
+    places = [ROOT / folder for folder in ("course", "data", "helpers", "notebooks")]
+    there = lambda: {file: file.stat().st_mtime_ns for place in places for file in place.rglob("*") if file.is_file()}  # noqa: E731
+    programs = ("notebooks.lessons.service.", "helpers.__main__")
+    names = [name for name in {**modules("helpers"), **modules("notebooks/lessons")} if not name.startswith(programs)]
+    before, command = there(), [sys.executable, "-B", "-c", STATE, str(ROOT), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    after = {path: path.stat().st_mtime_ns for path in before}
-    assert after == before
-    assert list(Path(tmp_path).iterdir()) == []
+    assert there() == before and list(tmp_path.iterdir()) == []
 
 
 def imports(source):
-    """Return the modules of ``helpers`` that code imports."""
+    """Return the modules that code imports, by their dotted names."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name.removeprefix("helpers.") for name in found if name.startswith("helpers.")}
+    return found
 
 
 def test_arrows_point_one_way():
-    """No lesson and no learner's module imports the machinery, and no module imports itself by a detour."""
-    learners = [name for name in modules() if name != "__main__"]
-    arrows = {name: imports((ROOT / "helpers" / f"{name}.py").read_text("utf-8")) for name in learners}
+    """Helpers stand alone, lessons on helpers, notebooks on both, and none on the machinery; no module on itself."""
+    arrows = {}
+    for folder in ("helpers", "notebooks/lessons", "course"):
+        arrows |= {name: imports(file.read_text("utf-8")) for name, file in modules(folder).items()}
     for path in notebooks.notebooks():
         sources = [cell.source for cell in code_cells(notebooks.read(path))]
-        arrows[path.stem] = imports("\n".join(source for source in sources if not source.startswith("%%")))  # no files
-    assert [name for name, ends in arrows.items() if any(end.startswith("course") for end in ends)] == []
-    TopologicalSorter(arrows).prepare()  # CycleError names the modules
+        arrows[f"notebooks.{path.stem}"] = imports("\n".join(one for one in sources if not one.startswith(("%%", "!"))))
+    allowed = {"helpers": ("helpers",), "notebooks.lessons": ("helpers", "notebooks.lessons")}
+    allowed |= {
+        "notebooks": ("helpers", "notebooks.lessons"),
+        "course": ("helpers", "course", "notebooks.lessons.chromium"),
+    }
+    for name, ends in arrows.items():
+        ours = {end for end in ends if end.partition(".")[0] in ("helpers", "notebooks", "course", "tests")}
+        layer = next(layer for layer in ("notebooks.lessons", name.partition(".")[0]) if name.startswith(layer))
+        wrong = [end for end in ours - {"notebooks.lessons"} if not end.startswith(allowed[layer])]
+        assert wrong == [], f"{name} imports {wrong}"
+    TopologicalSorter({name: ends & arrows.keys() for name, ends in arrows.items()}).prepare()  # CycleError names them
 
 
-def test_a_service_needs_no_pytorch():
-    """What notebook 14 writes imports none: its workers start in a moment, and what one ships is small."""
-    code = "import sys; from helpers import labels, photos; sys.exit('torch' in sys.modules)"
+def test_photos_and_what_a_service_needs_import_no_pytorch():
+    """Its workers start in a moment, and what one ships is small."""
+    code = "import sys; from helpers import labels, photos, settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_map_names_every_module():
+@pytest.mark.parametrize("package", [helpers, course], ids=lambda package: package.__name__)
+def test_the_map_names_every_module(package):
     """The docstring of a package is what one reads first: each module stands in it, and no other."""
-    for package, there in ((helpers, {*modules(), "course"}), (helpers.course, None)):
-        folder = Path(package.__file__).parent
-        listed = re.findall(r"^    (\w+) +\S", package.__doc__, re.MULTILINE)
-        there = there or {path.stem for path in folder.glob("[a-z]*.py")}
-        assert sorted(listed) == sorted(there), f"the map in {package.__name__} is not the folder"
+    listed = re.findall(r"^    (\w+) +\S", package.__doc__, re.MULTILINE)
+    there = [name.rpartition(".")[2] for name in modules(package.__name__)]
+    assert sorted(listed) == sorted(there), f"the map in {package.__name__} is not the folder"
+
+
+@pytest.mark.parametrize(("folder", "most"), BUDGETS.items())
+def test_no_part_grows_over_its_budget(folder, most):
+    files = [file for file in (ROOT / folder).rglob("*.py") if "service" not in file.relative_to(ROOT).parts[:-1]]
+    lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
+    assert lines <= most, (
+        f"{folder} has {lines} lines of Python; its budget is {most}: make room, or say why it needs more"
+    )
 
 
 def test_each_term_of_the_glossary_is_used_where_it_says_that_it_is_explained():

@@ -3,9 +3,10 @@
 import itertools
 import re
 import sys
+import warnings
 
 import pytest
-from courses import BOOKS, REFUSED, build, code_cells, copy_course, printed, tags, wrong_answers
+from courses import NOTEBOOKS, REFUSED, build, code_cells, copy_course, printed, tags, wrong_answers
 
 from course import notebooks
 from helpers import settings
@@ -13,7 +14,7 @@ from notebooks.lessons import webpage
 
 MAX_KIB = 400
 LONGEST_CELL = 25  # visible lines
-each_notebook = pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def is_hidden(cell):
@@ -22,9 +23,9 @@ def is_hidden(cell):
     return bool(folded and tags(cell) & {"hide-input", "hide-cell", "remove-cell"})
 
 
-def complaints(book):
+def complaints(nb):
     """List what a reader should never meet in the outputs of a notebook."""
-    cells = code_cells(book)
+    cells = code_cells(nb)
     found = []
     if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
         found.append("execution counts are not 1..n: not one clean run")
@@ -47,32 +48,35 @@ def test_stored_outputs_are_clean(path):
 
 @each_notebook
 def test_stored_outputs_are_fresh(path):
-    book = notebooks.read(path)
-    if not book.metadata.language_info.version.startswith("{}.{}.".format(*sys.version_info)):
+    nb = notebooks.read(path)
+    if not nb.metadata.language_info.version.startswith("{}.{}.".format(*sys.version_info)):
         pytest.skip("each Python words a syntax tree in its own way, so hashes compare within one version")
-    stored = book.metadata.get("course", {})
-    assert stored.get("source_hash") == notebooks.source_hash(path), (
-        f"code, helpers or data changed after the stored run: python -m course store --only {path.name[:2]}"
+    stored = nb.metadata.get("course", {})
+    reach = notebooks.reach(path)
+    assert stored.get("source_hash") == reach.hash(), (
+        f"what it runs or reads changed after the stored run: python -m course store --only {path.name[:2]}"
     )
+    if stored.get("modules_hash") != reach.modules_hash():
+        warnings.warn(f"{path.name}: modules that it imports changed, but nothing that it calls", stacklevel=1)
     assert stored["effort"] == "standard"
-    assert notebooks.minutes(path) in book.cells[0].source, "the time shown is not that of the stored run"
+    assert notebooks.minutes(path) in nb.cells[0].source, "the time shown is not that of the stored run"
 
 
 @each_notebook
 def test_structure(path):
-    book = notebooks.read(path)
-    first, text = book.cells[0].source, "\n".join(cell.source for cell in book.cells)
+    nb = notebooks.read(path)
+    first, text = nb.cells[0].source, "\n".join(cell.source for cell in nb.cells)
     assert first.startswith(f"# {path.name[:2]} · ")
     assert re.search(r"^\*\*.+\?\*\*$", first, re.MULTILINE), "the first cell asks no question in bold"
     for word in ("After this notebook you can", "**Needs:**"):
         assert word in first, f"{word!r} is missing from the first cell"
     assert len(notebooks.goals(path)) >= 3
     assert "## Recap" in text and "## Exercises" in text
-    assert "machine.versions_line()" in code_cells(book)[0].source
-    assert re.search(r"^[A-Z_]+ = ", code_cells(book)[1].source, re.MULTILINE), "no settings in capitals"
+    assert "machine.versions_line()" in code_cells(nb)[0].source
+    assert re.search(r"^[A-Z_]+ = ", code_cells(nb)[1].source, re.MULTILINE), "no settings in capitals"
     links = notebooks.navigation(path)
-    assert first.endswith(links) and book.cells[-1].source.endswith(links), "run python -m course store"
-    prose = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    assert first.endswith(links) and nb.cells[-1].source.endswith(links), "run python -m course store"
+    prose = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     levels = [len(marks) for marks in re.findall(r"(?m)^(#+) \S", re.sub(r"(?ms)^```.*?^```", "", prose))]
     assert levels[0] == 1 and levels.count(1) == 1, "the contents pane should begin with the one title"
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels)), f"a level is left out: {levels}"
@@ -87,12 +91,12 @@ def test_a_conclusion_is_a_sentence_not_code(path):
     seen = [cell.source[:200] for cell in bare if not is_hidden(cell)]
     hint = 'hide their source: "jupyter": {"source_hidden": true}, "tags": ["hide-input"]'
     assert not seen, "\n…\n".join([hint, *seen])
-    lengths = {
-        cell.source[:80]: len([line for line in cell.source.splitlines() if line.strip()])
+    lines = {
+        cell.source[:80]: len(list(filter(str.strip, cell.source.splitlines())))
         for cell in cells
         if not is_hidden(cell)
     }
-    assert {start: lines for start, lines in lengths.items() if lines > LONGEST_CELL} == {}, "cells too long to take in"
+    assert {start: count for start, count in lines.items() if count > LONGEST_CELL} == {}, "cells too long to take in"
 
 
 @each_notebook
@@ -142,17 +146,17 @@ def test_no_text_needs_a_typesetter_of_formulas(path):
 
 @each_notebook
 def test_it_runs_alone_at_quick_effort(path, course):
-    book = course.book(path)
-    assert complaints(book) == []
-    for number, check in enumerate((cell for cell in code_cells(book) if "check" in tags(cell)), start=1):
+    nb = course.nb(path)
+    assert complaints(nb) == []
+    for number, check in enumerate(code_cells(nb, "check"), start=1):
         assert printed(check) == "No answer yet.\n", f"exercise {number} does not wait for an answer"
-    for number, cell in enumerate((cell for cell in code_cells(book) if "solution" in tags(cell)), start=1):
+    for number, cell in enumerate(code_cells(nb, "solution"), start=1):
         assert f"Exercise {number} is right" in printed(cell), f"its solution fails exercise {number}"
 
 
 @each_notebook
 def test_wrong_answers_are_refused(path, course):
-    asked = [cell for cell in code_cells(course.book(path)) if "asked" in tags(cell)]
+    asked = code_cells(course.nb(path), "asked")
     assert len(asked) == len(wrong_answers(notebooks.read(path)))
     taken = [cell.source for cell in asked if REFUSED not in printed(cell)]
     assert not taken, "a check takes these wrong answers:\n" + "\n…\n".join(taken)
@@ -180,6 +184,7 @@ _torch.cpu.get_capabilities = lambda: {"cpu_name": "An old processor"}
 """
 
 
+@pytest.mark.slow
 def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
     """No optional engine, no ONNX Runtime Web, no C++ compiler, no network, an old processor; on any weights."""
     root = copy_course(tmp_path / "course")
@@ -194,7 +199,7 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
     assert len(optional) >= 5
     unnamed = [name for name in optional if not re.search(rf"pip install [\w -]*{name}\b", text["11"])]
     assert not unnamed, f"no row of 11 says how to get {unnamed}"
-    assert webpage.INSTALL in text["11"] and "python -m course paddle" in text["11"]
+    assert webpage.INSTALL in text["11"] and "notebooks/lessons/paddle.py" in text["11"]
     assert "python -m pip install openvino" in text["09"] and "python -m pip install openvino" in text["10"]
     assert "An old processor" in text["09"]
     assert "pytorch.org" in (tmp_path / "tried.txt").read_text(), "the cable was not pulled: nobody asked for weights"
@@ -202,8 +207,8 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
 
 def test_the_stored_acceptance_check_of_10_fails_a_bad_recipe_and_passes_a_good_one():
     """By each recipe of INT8: those that are advised and those that are not."""
-    book = notebooks.read(next(path for path in BOOKS if path.name.startswith("10")))
-    shown = [output.get("data", {}).get("text/plain", "") for cell in code_cells(book) for output in cell.outputs]
+    nb = notebooks.read(next(path for path in NOTEBOOKS if path.name.startswith("10")))
+    shown = [output.get("data", {}).get("text/plain", "") for cell in code_cells(nb) for output in cell.outputs]
     advice = next(text for text in shown if "the fallback" in text)
     assert "ship it" in advice and "don't: it fails the check" in advice
     assert any(re.search(r"4 bits per tensor \(fake\)\s+fails", text) for text in shown)

@@ -6,9 +6,9 @@ from urllib.parse import unquote, urldefrag
 
 import nbformat
 import pytest
-from courses import BOOKS
+from courses import NOTEBOOKS
 
-from course import pages as pictured
+from course import pictures as pictured
 from helpers import settings
 
 LOCAL = ("file:", "data:", "blob:")
@@ -44,8 +44,10 @@ def pages(course):
 def test_the_whole_course_builds_without_a_complaint(course, pages):
     assert course.done.returncode == 0, course.done.stdout + course.done.stderr
     assert course.done.stderr == ""
-    for path in BOOKS:
-        assert re.search(rf"\[\d+/{len(BOOKS)}\] {path.stem} … done in \d+ s", course.done.stdout), "no progress line"
+    for path in NOTEBOOKS:
+        assert re.search(rf"\[\d+/{len(NOTEBOOKS)}\] {path.stem} … done in \d+ s", course.done.stdout), (
+            "no progress line"
+        )
         assert re.search(rf"passed  {path.stem}  [\d.]+ s\n", course.done.stdout), "missing from the list at the end"
     assert "kept from" not in course.done.stdout, "nothing can be left of an earlier build"
 
@@ -57,8 +59,10 @@ def test_every_notebook_and_page_is_reached_from_the_front_page(pages):
     assert [name for name in written if name != "index" and f"{name}.html" not in linked] == []
 
 
-def test_pages_link_only_to_what_is_there(course, pages):
+def test_pages_link_only_to_what_is_there_and_load_nothing_from_elsewhere(course, pages):
     for name, page in pages.items():
+        outside = [link for link in page.loaded if re.match(r"(https?:)?//", link)]
+        assert outside == [], f"{name} would ask the network for {outside}"
         for link in page.links + page.loaded:
             if re.match(r"(https?:|mailto:|data:|javascript:)", link):
                 continue
@@ -67,12 +71,6 @@ def test_pages_link_only_to_what_is_there(course, pages):
             assert (course.site / target).exists(), f"{name} points to {target}, which is not there"
             if anchor and target in pages:
                 assert unquote(anchor) in pages[target].ids, f"{name} points to {link}, and there is no such place"
-
-
-def test_pages_load_nothing_from_elsewhere(pages):
-    for name, page in pages.items():
-        outside = [link for link in page.loaded if re.match(r"(https?:)?//", link)]
-        assert outside == [], f"{name} would ask the network for {outside}"
 
 
 @pytest.fixture
@@ -115,6 +113,7 @@ PALE_CELLS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", pictured.SCREENS)
@@ -134,34 +133,23 @@ def test_pages_open_without_network_error_or_missing_picture(course, tab, screen
 
 
 @pytest.mark.browser
-def test_a_search_finds_the_notebook(course, tab):
+def test_a_search_finds_the_notebook_and_a_hidden_source_opens(course, tab):
     tab.goto((course.site / "search.html").as_uri() + "?q=quantization")
     tab.wait_for_selector("#search-results ul.search li a[href*='10_int8_quantization']", state="visible")
     tab.goto((course.site / "search.html").as_uri() + "?q=brontosaurus")
     tab.wait_for_function("document.querySelector('.search-summary')?.innerText.includes('did not match')")
     assert tab.locator("#search-results ul.search li").count() == 0
+    tab.goto((course.site / "04_speed_resnet18.html").as_uri())
+    folded = tab.locator(".tag_hide-input details:not([open])")
+    folded.first.locator("summary").click()  # a hidden source is one click away
+    assert tab.locator(".tag_hide-input details[open] pre").first.is_visible()
     assert tab.trouble == []
 
 
-@pytest.mark.browser
-def test_a_hidden_source_opens_with_one_click(course, tab):
-    for path in BOOKS:
-        tab.goto((course.site / f"{path.stem}.html").as_uri())
-        folded = tab.locator(".tag_hide-input details:not([open])")
-        if folded.count():
-            folded.first.locator("summary").click()
-            assert tab.locator(".tag_hide-input details[open] pre").first.is_visible()
-            return
-    pytest.fail("no page has a folded source")
-
-
-def test_notebooks_can_be_downloaded(course, pages):
-    for path in BOOKS:
+def test_notebooks_can_be_downloaded_and_the_cat_is_named_in_two_languages(course, pages):
+    for path in NOTEBOOKS:
         downloads = [link for link in pages[f"{path.stem}.html"].links if link.endswith(".ipynb")]
         assert downloads, f"{path.stem}.html offers no notebook"
         nbformat.validate(nbformat.read(course.site / downloads[0], as_version=4))
-
-
-def test_the_cat_is_named_in_two_languages(course):
     page = (course.site / "03_single_image_inference.html").read_text("utf-8")
     assert "tabby" in page and "虎斑猫" in page
