@@ -1,36 +1,29 @@
-"""What the notebooks share: each part is built by hand in the notebook that its module names, then imported from here.
+"""What two notebooks or more share: each part is built by hand in the notebook that its module names.
 
-Read first, in this order; these nine are the base that every lesson stands on:
+The base that every lesson stands on; read it first, in this order:
 
-    settings     where things are, and the choices that hold for all notebooks
-    machine      versions, processor, memory, accelerator
-    models       the networks and their weights
-    photos       opening what people really have
-    images       making it the network's input
-    labels       class names, English and Chinese
-    plots        how pictures look
-    graph        what is in an .onnx file
-    precision    do two backends give the same answer?
+    settings       where things are, and the choices that hold for all notebooks
+    counters       what the system counts: page faults, other programs, a container's limits
+    machine        versions, processor, memory, accelerator
+    photos         the samples, and opening what people really have; no PyTorch
+    preprocessing  making a photo the network's input
+    models         the networks and their weights
+    labels         class names, English and Chinese
+    plots          how pictures look
+    graph          what is in an .onnx file, and what was said while it was written
+    compare        do two backends give the same answer?
+    engines        a network that is loaded, its input bound, in whatever engine
+    timing         how long one run takes, and whether the number can be trusted
 
-Measuring speed and memory, from 04 on:
+Measuring speed and memory over many shapes, in ``helpers.speed``, from notebook 04 on:
 
-    article      the article's own tables, and how exact they are
-    engines      a network that is loaded, its input bound, in whatever engine
-    timing       how long one run takes, and whether the number can be trusted
-    memory       how much memory a row needs
-    sweep        every column at every shape, each finished row kept
-    results      the files of results: written, checked, collected from many machines
-    speed_plots  a speed table, wide and in pictures
-    claims       the article's claims, each judged by code
+    results        rows: declared, written, checked, collected from many machines
+    sweep          every column at every shape, each finished row kept
+    memory         how much memory a row needs
+    plots          a speed table, wide and in pictures
+    article        the article's own tables, and how exact they are
+    claims         the article's claims, each judged by code
 
-Beyond the article:
-
-    roofline     how fast could it be?
-    webpage      a network in a web page
-    chromium     a browser without a window
-    errors       what a message means: the table, and the search over it
-
-Not for lessons, and behind the commands that ``python -m course --help`` lists:
-
-    course       what runs, stores, renders and prints the notebooks
+What one notebook alone imports stands in ``notebooks/lessons/``; what runs, stores and prints the notebooks in
+``course/``.
 """

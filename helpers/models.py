@@ -5,11 +5,10 @@ import hashlib
 import http.client
 import pickle
 import socket
-import sys
 import threading
 import urllib.request
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import Conv2dNormActivation
 
 from helpers import photos, preprocessing, settings
 
@@ -35,10 +33,6 @@ TIMEOUT_S = 4.0  # how long a server may say nothing
 
 class WeightsError(RuntimeError):
     """Weights that cannot be used; the message names the file and says what to do."""
-
-
-class _NotAvailableError(WeightsError):
-    """ImageNet weights cannot be had here; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +87,7 @@ def load_model(name: str = "resnet18", *, weights: str | None = None) -> tuple[n
         # The hash was right, so the order is known: the same layers one after the other, under other names.
         model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
         return model.eval(), LoadedWeights(name, path)
-    try:
-        found = _load_imagenet(name) if choice != "random" else None
-    except _NotAvailableError:
-        if choice == "imagenet":
-            raise
-        found = None
+    found = None if choice == "random" else _load_imagenet(name, needed=choice == "imagenet")
     if found is None:
         return _random(name), LoadedWeights(name)
     model = torchvision.models.get_model(name)
@@ -148,7 +137,7 @@ def _load_real() -> tuple[dict[str, torch.Tensor], Path]:
     return torch.load(path, map_location="cpu", weights_only=True), path
 
 
-def _load_imagenet(name: str) -> tuple[dict[str, torch.Tensor], Path]:
+def _load_imagenet(name: str, *, needed: bool) -> tuple[dict[str, torch.Tensor], Path] | None:
     weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     file_name = Path(weights.url).name  # torchvision puts the start of the SHA-256 into the name: resnet18-f37072fd.pth
     own, cached = settings.WEIGHTS / file_name, Path(torch.hub.get_dir(), "checkpoints", file_name)
@@ -163,11 +152,12 @@ def _load_imagenet(name: str) -> tuple[dict[str, torch.Tensor], Path]:
                 raise OSError("the server does not answer")
             cached.unlink(missing_ok=True)
         socket.setdefaulttimeout(TIMEOUT_S)  # a stalled download ends, too
-        with contextlib.redirect_stderr(sys.stdout):  # the progress bar is no error: keep it out of a red box
-            return weights.get_state_dict(check_hash=True, map_location="cpu", weights_only=True), cached
+        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True), cached
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: torch.hub's for a wrong hash
+        if not needed:
+            return None
         todo = f"Download {weights.url} elsewhere and put the file into {settings.WEIGHTS}."
-        raise _NotAvailableError(f"ImageNet weights of {name} cannot be downloaded ({error}). {todo}") from None
+        raise WeightsError(f"ImageNet weights of {name} cannot be downloaded ({error}). {todo}") from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -198,7 +188,6 @@ def _damage(path: Path) -> str:
     return "" if found.startswith(wanted) else f"{path} is damaged (its SHA-256 starts with {found[:8]}, not {wanted})."
 
 
-@torch.inference_mode(False)
 @torch.no_grad()
 def _random(name: str) -> nn.Module:
     """Return a network with seeded random weights that tells photos apart: speed, graph and rounding are as ever.
@@ -220,13 +209,13 @@ def _random(name: str) -> nn.Module:
     *_, last = (module for module in model.modules() if isinstance(module, nn.Linear))
     norms = [module.train() for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum, seen = norms[0].momentum, []
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for norm in norms:
         norm.momentum = None  # the plain average over all batches: of this one
-    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model(x)
-    hook.remove()
     for norm in norms:
         norm.eval().momentum = momentum
+    hook.remove()
     features, mean, bias = seen[0] - seen[0].mean(0), seen[0].mean(0), wanted.mean(0)  # (9, channels); …; (1000,)
     products = features @ features.T
     ridge = 0.03 * products.diagonal().mean() * torch.eye(len(x))
@@ -235,24 +224,20 @@ def _random(name: str) -> nn.Module:
     return model
 
 
-class _SamePadding(nn.Module):
-    """TensorFlow's "SAME" padding before a convolution of stride 2: an even side gets one row less in front."""
+class _Convolution(nn.Sequential):
+    """Convolution, batch normalisation and ReLU6; before a stride of 2 it pads as TensorFlow's "SAME" does."""
 
-    def __init__(self, kernel: int) -> None:
-        super().__init__()
-        self.side = kernel // 2
+    def __init__(self, before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1, relu: bool = True):
+        side = kernel // 2
+        layer = nn.Conv2d(before, after, kernel, stride, side if stride == 1 else 0, groups=groups, bias=False)
+        super().__init__(layer, nn.BatchNorm2d(after, eps=1e-3, momentum=0.01), *[nn.ReLU6()] * relu)
+        self.side = side if stride == 2 else 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[-2:]
-        return F.pad(x, (self.side - 1 + width % 2, self.side, self.side - 1 + height % 2, self.side))
-
-
-def _convolution(before: int, after: int, kernel: int, *, stride: int = 1, groups: int = 1, relu: bool = True) -> list:
-    norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
-    padding = {1: kernel // 2, 2: 0}[stride]
-    activation = nn.ReLU6 if relu else None
-    layer = Conv2dNormActivation(before, after, kernel, stride, padding, groups, norm, activation, inplace=False)
-    return [layer] if stride == 1 else [_SamePadding(kernel), layer]
+        if self.side:  # an even side gets one row less in front
+            height, width = x.shape[-2:]
+            x = F.pad(x, (self.side - 1 + width % 2, self.side, self.side - 1 + height % 2, self.side))
+        return super().forward(x)
 
 
 class _Block(nn.Module):
@@ -261,9 +246,9 @@ class _Block(nn.Module):
     def __init__(self, before: int, after: int, *, expand: int, kernel: int, stride: int) -> None:
         super().__init__()
         wide = before * expand
-        layers = _convolution(before, wide, 1) if expand > 1 else []
-        layers += _convolution(wide, wide, kernel, stride=stride, groups=wide)
-        self.layers = nn.Sequential(*layers, *_convolution(wide, after, 1, relu=False))
+        layers = [_Convolution(before, wide, 1)] if expand > 1 else []
+        layers += [_Convolution(wide, wide, kernel, stride=stride, groups=wide)]
+        self.layers = nn.Sequential(*layers, _Convolution(wide, after, 1, relu=False))
         self.shortcut = stride == 1 and before == after
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -279,12 +264,13 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         """Build the layers with random weights."""
         super().__init__()
-        layers, before = _convolution(3, 32, 3, stride=2), 32
+        layers: list[nn.Module] = [_Convolution(3, 32, 3, stride=2)]
+        before = 32
         for expand, kernel, stride, after, blocks in LITE0_STAGES:
-            for block in range(blocks):
-                layers.append(_Block(before, after, expand=expand, kernel=kernel, stride=1 if block else stride))
+            for step in (stride, *[1] * (blocks - 1)):
+                layers.append(_Block(before, after, expand=expand, kernel=kernel, stride=step))
                 before = after
-        self.features = nn.Sequential(*layers, *_convolution(before, 1280, 1))
+        self.features = nn.Sequential(*layers, _Convolution(before, 1280, 1))
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, 1000))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
