@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
 from IPython.core.pylabtools import print_figure
-from matplotlib import cycler, font_manager
+from matplotlib import font_manager, rcsetup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -35,23 +35,13 @@ def use_course_style(*, photos: bool = False) -> None:
         photos: store figures as small JPEG, for notebooks that show photos: as PNG they are five times larger.
     """
     pd.set_option("display.max_colwidth", None)  # tables show their text in full
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (8, 4),
-            "figure.dpi": 80 if photos else 100,
-            "figure.facecolor": "white",  # solid, so that plots stay readable on a dark page
-            "figure.constrained_layout.use": True,
-            "font.family": ["DejaVu Sans", *filter(None, [cjk_font()])],
-            "font.size": 11,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, RED, GREY]),
-            "grid.color": "#dddddd",
-            "legend.frameon": False,
-        }
-    )
+    mpl.rc("font", size=11, family=["DejaVu Sans", *filter(None, [cjk_font()])])
+    mpl.rc("figure", figsize=(8, 4), dpi=80 if photos else 100, facecolor="white")  # readable on a dark page, too
+    mpl.rc("figure.constrained_layout", use=True)
+    mpl.rc("axes", grid=True, axisbelow=True, prop_cycle=rcsetup.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, RED, GREY]))
+    mpl.rc("axes.spines", top=False, right=False)
+    mpl.rc("grid", color="#dddddd")
+    mpl.rc("legend", frameon=False)
     if (shell := get_ipython()) is None:  # a plain script
         return
     plt.get_backend()  # settles the backend now: settling it later would undo what follows

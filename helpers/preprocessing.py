@@ -109,15 +109,9 @@ def random_crops(
     if not photos or count < 1:
         raise ValueError(f"There are {len(photos)} photos and count is {count}; needed: at least 1 of each.")
     published = like or preprocessing()
-    cut = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(published.mean, published.std),
-        ]
-    )
+    to_size = v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True)
+    to_numbers = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(published.mean, published.std)]
+    cut = v2.Compose([to_size, v2.RandomHorizontalFlip(), *to_numbers])
     names = itertools.islice(itertools.cycle(photos), count)
     with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
         torch.manual_seed(seed)
