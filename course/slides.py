@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbconvert import SlidesExporter
@@ -17,9 +18,8 @@ from helpers import settings
 
 FRAME = (1280, 720)  # a slide's width and height, in CSS pixels
 LEAD_WORDS = 45  # of prose on a slide; what is longer goes to the presenter's notes, but for its first sentence
-MOST_LINES = 22  # of code and print on one slide
-LINE = 100  # characters
-
+MOST_LINES, LINE = 22, 100  # of code and print on one slide; characters of a line
+EXERCISES = "## Exercises\n\nIn the notebook: each has a cell that checks your answer."
 # nbconvert's own deck takes require.js, jQuery and MathJax from the network; this one needs reveal.js only.
 DECK = """
 {%- extends 'index.html.j2' -%}
@@ -35,14 +35,10 @@ DECK = """
 
 
 def slides(path: Path, out: Path) -> Path:
-    """Make a deck of a notebook with its stored outputs.
+    """Make a deck of a notebook with its stored outputs; return it, an .html file beside the files that decks share.
 
-    A cell's metadata ``slideshow.slide_type`` says where it stands: "slide", "subslide", "fragment", "-" (on the slide
-    before it), "notes" or "skip". For a cell without it: a heading begins a slide, code stands below the prose before
-    it if both fit, each picture and table has a slide of its own. Exercises stay in the notebook.
-
-    Returns:
-        The deck, an .html file in ``out``, beside the files that decks share.
+    A heading begins a slide, code stands below the prose before it if both fit, each picture and table has a slide of
+    its own. Exercises stay in the notebook, and so do cells with the metadata ``slideshow.slide_type`` "skip".
     """
     notebooks.copy_figures(out)
     for part in ("dist", "plugin/notes"):  # sphinx-revealjs brings reveal.js; its Sphinx extension is not used
@@ -63,51 +59,45 @@ def slides(path: Path, out: Path) -> Path:
 
 def _deck(nb: NotebookNode) -> NotebookNode:
     """Return the notebook's cells as slides, up to the exercises; the last cell says what comes next."""
-    deck, code_cells = new_notebook(metadata=nb.metadata), 0
+    deck = new_notebook(metadata=nb.metadata)
+    opening = [cell for cell in nb.cells if cell.cell_type == "code"][:2]  # imports and settings
     for cell in nb.cells[:-1]:
-        code_cells += cell.cell_type == "code"
-        wanted = cell.metadata.get("slideshow", {}).get("slide_type")
         if cell.cell_type == "markdown":
             lesson, *exercises = re.split(r"(?m)^## Exercises$", notebooks.GENERATED.sub("", cell.source), maxsplit=1)
-            if wanted != "skip":
-                deck.cells += _prose(lesson.strip(), wanted)
+            deck.cells += _prose(lesson.strip())
             if exercises:  # on paper and screen, not on the wall
-                text = "## Exercises\n\nIn the notebook: each has a cell that checks your answer."
-                deck.cells.append(_slide(new_markdown_cell(text), "slide"))
+                deck.cells.append(_slide(new_markdown_cell(EXERCISES), "slide"))
                 break
-        elif cell.cell_type == "code" and (wanted or code_cells > 2) and wanted != "skip":  # not imports and settings
-            deck.cells += _code(cell, wanted, lead=deck.cells[-1] if deck.cells else None)
+        elif cell not in opening and cell.metadata.get("slideshow", {}).get("slide_type") != "skip":
+            deck.cells += _code(cell, lead=deck.cells[-1])
     deck.cells += _prose(notebooks.GENERATED.sub("", nb.cells[-1].source), "slide")
     return deck
 
 
-def _prose(source: str, wanted: str | None) -> Iterator[NotebookNode]:
+def _prose(source: str, kind: str | None = None) -> Iterator[NotebookNode]:
     """Make a slide of each heading and what follows it; long text stands in the notes, its first sentence above."""
     for part in filter(str.strip, re.split(r"(?m)^(?=#{1,3} |After this notebook you can$)", source)):
         heading, _, text = part.partition("\n") if part.startswith("#") else ("", "", part)
-        kind = wanted or ("slide" if re.match(r"##? ", heading) else "subslide")
         is_drawn = text.strip().startswith(("![", "- ", "|", "1. ", "```", "After this"))  # a picture, list or table
         long = len(text.split()) > LEAD_WORDS and not is_drawn
         shown = re.split(r"(?<=[.?!:])\s+(?=[A-Z*`])", text.strip(), maxsplit=1)[0] if long else text.strip()
-        yield _slide(new_markdown_cell(f"{heading}\n\n{shown}".strip()), kind)
+        kind_here = kind or ("slide" if re.match(r"##? ", heading) else "subslide")
+        yield _slide(new_markdown_cell(f"{heading}\n\n{shown}".strip()), kind_here)
         if long:
             yield _slide(new_markdown_cell(text.strip()), "notes")
 
 
-def _code(cell: NotebookNode, wanted: str | None, lead: NotebookNode | None) -> Iterator[NotebookNode]:
+def _code(cell: NotebookNode, lead: NotebookNode) -> Iterator[NotebookNode]:
     """Make a slide of the code, unless it is hidden, with what it prints, and one of each picture or table."""
-    is_hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
     streams = [output for output in cell.outputs if output.output_type == "stream"]
     printed = [output for output in streams if output.text.strip()]  # a line's end may come as an output of its own
     shown = [output for output in cell.outputs if output.output_type != "stream"]
+    is_hidden, lines = cell.metadata.get("jupyter", {}).get("source_hidden"), _lines(cell.source)
+    if is_hidden or lines + sum(_lines(output.text) for output in printed) > MOST_LINES:
+        shown, printed = printed + shown, []
     if not is_hidden:
-        lines = _lines(cell.source)
-        if lines + sum(_lines(output.text) for output in printed) > MOST_LINES:
-            shown, printed = printed + shown, []
-        below = lead is not None and lead.cell_type == "markdown" and _lines(lead.source) + lines <= MOST_LINES // 2
-        yield _slide(cell, wanted or ("-" if below else "subslide"), outputs=printed)
-    else:
-        shown = printed + shown
+        below = lead.cell_type == "markdown" and _lines(lead.source) + lines <= MOST_LINES // 2
+        yield _slide(cell, "-" if below else "subslide", outputs=printed)
     for output in shown:
         yield _slide(cell, "subslide", outputs=[output], transient={"remove_source": True})
 
@@ -116,7 +106,7 @@ def _lines(text: str) -> int:
     return sum(1 + len(line) // LINE for line in text.splitlines())
 
 
-def _slide(cell: NotebookNode, kind: str, *, outputs: list[NotebookNode] | None = None, **more: object) -> NotebookNode:
+def _slide(cell: NotebookNode, kind: str, *, outputs: list[NotebookNode] | None = None, **more: Any) -> NotebookNode:
     cell = copy.deepcopy(cell)
     if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
         more["alt"] = alt  # where nbconvert looks for it

@@ -18,7 +18,6 @@ import pytest
 from courses import OFFLINE, code_cells, copy_course
 
 from course import notebooks
-from notebooks.lessons import chromium
 
 LESSONS = ("00", "01", "03")  # the first one, the one that shows Netron, the one for 15 minutes
 START_S, OPEN_S, RUN_S, NETRON_S, STOP_S = 60, 60, 300, 30, 15

@@ -7,7 +7,6 @@ import sys
 import tomllib
 from graphlib import TopologicalSorter
 from importlib.metadata import distribution, packages_distributions
-from pathlib import Path
 
 import pytest
 import yaml
