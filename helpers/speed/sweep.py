@@ -303,7 +303,9 @@ def first_cause(error: BaseException) -> str:
     plain = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # without the colours of a terminal
     line = next((line.strip() for line in plain.splitlines() if line.strip()), "no message")
     # A file's name is enough; results get shared, and folders may hold a person's name, and spaces.
-    line = re.sub(r"(['\"])[^'\"]*[/\\]([^/\\'\"]*)\1", r"\1\2\1", line.replace(str(settings.ROOT), ""))
+    for folder in (settings.ROOT, Path.home()):
+        line = line.replace(str(folder), "")
+    line = re.sub(r"(['\"])[^'\"]*[/\\]([^/\\'\"]*)\1", r"\1\2\1", line)
     line = re.sub(r"\S*[/\\](?=[^/\\\s]+)", "", line)
     return f"{type(error).__name__}: {line}"
 

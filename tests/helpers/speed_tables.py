@@ -10,7 +10,6 @@ from helpers.engines import AA, COLUMNS
 from helpers.speed import results, sweep
 from helpers.timing import Status
 
-
 collected = functools.cache(results.collect)  # the course's own files, read once; copy before changing them
 
 

@@ -55,7 +55,11 @@ def test_one_clear_counterexample_fails_a_claim_and_is_named():
 def test_a_true_parity_is_seldom_called_a_failure_and_never_said_to_hold(monkeypatch):
     """16 intervals look at a truth of 1; uncorrected, a third of such tables and more would fail C5."""
     noise_floor(monkeypatch, 0.0)
-    found = [judged(lambda *_: 10.0, noise=0.02, seed=seed).loc["C5", "verdict"] for seed in range(15)]
+
+    def alike(column, batch, _):
+        return 10.0 if batch == 1 and column in ("onnx_fix", "onnx_dyn", "pytorch_cpu") else None
+
+    found = [judged(alike, noise=0.02, seed=seed).loc["C5", "verdict"] for seed in range(15)]
     assert found.count(FAILS) <= 3 and HOLDS not in found, found
 
 
@@ -78,16 +82,13 @@ def test_a_machine_without_a_measured_noise_floor_gets_the_assumed_one():
 @pytest.mark.parametrize(
     ("ratio", "rel_ci", "bounds", "floor", "inside", "outside"),
     [
-        (1.0, 0.01, claims.BOUNDS["same"], 0.0, True, False),
-        (1.0, 0.01, claims.BOUNDS["same"], 0.5, True, False),
-        (1.2, 0.01, claims.BOUNDS["same"], 0.0, False, True),
-        (1 / 1.2, 0.01, claims.BOUNDS["same"], 0.0, False, True),
-        (1.2, 0.01, claims.BOUNDS["same"], 0.5, False, False),
-        (1.2, 0.15, claims.BOUNDS["same"], 0.0, False, False),
-        (1.2, 0.01, claims.BOUNDS["faster"], 0.0, True, False),
-        (1.2, 0.01, claims.BOUNDS["faster"], 0.5, False, False),
-        (0.8, 0.01, claims.BOUNDS["faster"], 0.0, False, True),
-        (0.8, 0.01, claims.BOUNDS["faster"], 0.5, False, False),
+        (1.0, 0.01, SAME, 0.0, True, False),
+        (1.0, 0.01, SAME, 0.5, True, False),
+        (1.2, 0.01, SAME, 0.0, False, True),
+        (1.2, 0.01, SAME, 0.5, False, False),
+        (1.2, 0.15, SAME, 0.0, False, False),
+        (1.2, 0.01, FASTER, 0.5, False, False),
+        (0.8, 0.01, FASTER, 0.5, False, False),
     ],
 )
 def test_a_coarse_machine_proves_nothing_and_makes_differ_little_no_harder_to_see(
@@ -95,14 +96,6 @@ def test_a_coarse_machine_proves_nothing_and_makes_differ_little_no_harder_to_se
 ):
     found = claims.Evidence("here", ratio, lambda _: rel_ci, bounds, floor)
     assert (found.inside(), found.outside(0.05)) == (inside, outside)
-
-
-def test_one_bound_is_tested_at_the_level_and_two_share_it():
-    asked = []
-    for bounds in (claims.BOUNDS["faster"], claims.BOUNDS["same"]):
-        found = claims.Evidence("here", 1.0, lambda alpha: asked.append(alpha) or 0.0, bounds)
-        found.inside(), found.outside(0.01)
-    assert asked == [0.1, 0.02, 0.1, 0.01], "two-sided intervals"
 
 
 def test_a_stricter_level_needs_a_clearer_counterexample(monkeypatch):
@@ -164,7 +157,7 @@ def test_missing_rows_reduce_a_claim_and_stop_nothing():
     whole = make_table(noise=0.01)
     for name, table in sparse(whole):
         found = claims.judge(table)
-        assert list(found.index) == list(claims.stated()["claim"].unique()), name
+        assert list(found.index) == CLAIMS, name
         assert not name.startswith(("no rows", "all ")) or (found["verdict"] == NO_DATA).all(), name
     without = claims.judge(whole[whole["batch"] != 16])
     assert without.loc["C8", "verdict"] == NO_DATA and without.loc["C11 speed", "rows"] == "8 of 8 hold"

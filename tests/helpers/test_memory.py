@@ -20,14 +20,9 @@ from helpers.speed import memory
 
 SHAPE = (1, 3, 32, 32)
 GIB = 2**30
-SMALL = """
-<ir_version: 10, opset_import: ["": 18]>
-small (float[1, 3, 32, 32] x) => (float[1, 3, 32, 32] y) { y = Relu(x) }
-"""
-AS_LARGE_AS_TOLD = """
-<ir_version: 10, opset_import: ["": 18]>
-large (int64[1] s) => (float[n] y) { y = ConstantOfShape(s) }
-"""
+HEAD = '<ir_version: 10, opset_import: ["": 18]> g '
+SMALL = HEAD + "(float[1, 3, 32, 32] x) => (float[1, 3, 32, 32] y) { y = Relu(x) }"
+AS_LARGE_AS_TOLD = HEAD + "(int64[1] s) => (float[n] y) { y = ConstantOfShape(s) }"
 
 
 @pytest.fixture
@@ -48,56 +43,32 @@ def test_what_is_tried_apart_leaves_room_for_every_measured_peak():
     assert len(times) > 100 and times.max() < memory.TRY_APART / 2
 
 
-@pytest.mark.parametrize(
-    ("limits", "expected_mib"), [([(9, GIB), (9, 2 * GIB)], 1024), ([(9, 99 * GIB)], 8192), ([], 8192)]
-)
-def test_available_memory_honours_the_tightest_group(monkeypatch, limits, expected_mib):
-    monkeypatch.setattr(counters, "memory_limits", lambda: limits)
+def test_available_memory_honours_the_tightest_group(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
-    assert memory.available_mib() == expected_mib
+    for limits, expected_mib in (([(9, GIB), (9, 2 * GIB)], 1024), ([(9, 99 * GIB)], 8192), ([], 8192)):
+        monkeypatch.setattr(counters, "memory_limits", lambda limits=limits: limits)
+        assert memory.available_mib() == expected_mib
 
 
 # ---- errors that mean that memory ran out
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (MemoryError("Unable to allocate 2.00 EiB"), True),
-        (memory.OutOfMemoryError("it was not run"), True),
-        (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried"),
-            True,
-        ),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes."), True),
-        (RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 1374389"), True),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
-        (RuntimeError("std::bad_alloc"), True),
-        (OSError(12, "Cannot allocate memory"), True),
-        (RuntimeError("Load model from small.onnx failed: Protobuf parsing failed."), False),
-        (OSError(28, "No space left on device"), False),
-        (KeyError("memory"), False),
-    ],
-    ids=str,
-)
-def test_memory_that_ran_out_is_told_from_other_errors(error, told):
-    assert memory.is_out_of_memory(error) == told
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried to", "std::bad_alloc", "not enough memory"])
+def test_memory_that_ran_out_is_told_from_other_errors(said):
+    assert memory.is_out_of_memory(RuntimeError(said)) and memory.is_out_of_memory(
+        OSError(12, "Cannot allocate memory")
+    )
+    for other in (RuntimeError("Load model failed: Protobuf parsing failed."), OSError(28, "No space left on device")):
+        assert not memory.is_out_of_memory(other)
 
 
-def too_much_for_onnxruntime():
+def test_more_memory_than_any_machine_has_is_told_as_that():
     large = onnx.parser.parse_model(AS_LARGE_AS_TOLD).SerializeToString()
-    ort.InferenceSession(large, providers=["CPUExecutionProvider"]).run(None, {"s": np.array([2**50])})
-
-
-@pytest.mark.parametrize(
-    "ask",
-    [lambda: np.empty(2**59, np.float32), lambda: torch.empty(2**59), too_much_for_onnxruntime],
-    ids=["NumPy", "PyTorch", "ONNX Runtime"],
-)
-def test_more_memory_than_any_machine_has_is_told_as_that(ask):
-    with pytest.raises(Exception) as caught:  # each library has its own
-        ask()
-    assert memory.is_out_of_memory(caught.value), f"not seen as out of memory: {caught.value!r}"
+    session = ort.InferenceSession(large, providers=["CPUExecutionProvider"])
+    for ask in (np.empty, torch.empty, lambda n: session.run(None, {"s": np.array([n])})):
+        with pytest.raises(Exception) as caught:  # each library has its own
+            ask(2**59)
+        assert memory.is_out_of_memory(caught.value), f"not seen as out of memory: {caught.value!r}"
 
 
 # ---- peaks, for real
@@ -123,20 +94,14 @@ def test_peak_and_time_are_those_of_a_process_of_its_own(path, what):
     assert what != "path" or found["base_rss_mib"] < 300, "PyTorch weighs on ONNX Runtime's number"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not platform.libc_ver()[0].startswith("glibc"), reason="these variables are the GNU C library's")
 def test_malloc_that_keeps_its_memory_faults_less():
     """Counted, not timed: what notebook 04 shows. And the environment reaches the process."""
     keep = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-    what = {"shape": (16, 3, 256, 256), "threads": 1, "network": "mobilenet_v3_small", "runs": 3}
+    what = {"shape": (8, 3, 256, 256), "threads": 2, "network": "mobilenet_v3_small", "runs": 3}
     usual, kept = (memory.measure_peak(**what, environment=added)["page_faults"] for added in ({}, keep))
     assert kept < usual / 2, f"{usual:.0f} page faults a run became {kept:.0f}"
-
-
-def test_broken_file_fails_with_the_reason(tmp_path):
-    (tmp_path / "broken.onnx").write_bytes(b"this is no model")
-    with pytest.raises(RuntimeError, match=r"ended with code 1: .*broken\.onnx") as caught:
-        memory.measure_peak(shape=SHAPE, threads=1, path=tmp_path / "broken.onnx")
-    assert not memory.is_out_of_memory(caught.value), "a broken file is taken for one that is too large"
 
 
 # ---- how the process that measures ends
@@ -146,12 +111,10 @@ def test_broken_file_fails_with_the_reason(tmp_path):
     ("code", "stderr", "said", "memory_ran_out"),
     [
         (-9, "", r"\(1, 3, 32, 32\): killed by the system", True),
-        (1, "a\nMemoryError\n", "MemoryError", True),
         (1, "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 4.00 GiB", "_ArrayMemoryError", True),
         (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate", "can't allocate", True),
         (-6, "terminate called\nwhat():  std::bad_alloc", "std::bad_alloc", True),
         (3, "a\nValueError: no\n", "code 3: ValueError: no", False),
-        (3, "", "code 3", False),
     ],
 )
 def test_how_the_process_ended_is_said(monkeypatch, path, code, stderr, said, memory_ran_out):
@@ -160,9 +123,3 @@ def test_how_the_process_ended_is_said(monkeypatch, path, code, stderr, said, me
     with pytest.raises(RuntimeError, match=said) as caught:
         memory.measure_peak(shape=SHAPE, threads=1, path=path)
     assert isinstance(caught.value, memory.OutOfMemoryError) == memory_ran_out
-
-
-@pytest.mark.parametrize("given", [{}, {"network": "resnet18", "path": "resnet18.onnx"}], ids=["none", "both"])
-def test_one_of_network_model_and_file_is_needed(given):
-    with pytest.raises(ValueError, match=r"Give one: the network or the model \(PyTorch\), or the path"):
-        memory.measure_peak(shape=SHAPE, threads=1, **given)
