@@ -51,6 +51,12 @@ def instruction_sets() -> dict[str, bool]:
     return {name: bool(found.get(key)) or (key == "neon" and is_arm64) for key, name in INSTRUCTION_SETS.items()}
 
 
+def int8_saturates() -> bool:
+    """Return whether sums of INT8 products overflow: x86 without VNNI or AMX adds two in 16 bits (notebook 10)."""
+    wide = any(instruction_sets()[name] for name in ("AVX-512 VNNI", "AVX-VNNI", "AMX"))
+    return platform.machine().lower() in {"x86_64", "amd64"} and not wide
+
+
 def usable_cores() -> int:
     """Return how many logical processors this process may use: less what affinity or a container's quota takes away."""
     return joblib.cpu_count()
