@@ -85,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
         settings.check()
         return run(choice)
     except KeyboardInterrupt:
+        from course.run import end_children
+
+        end_children()
         print("\nStopped. What had run to its end is kept: the same command goes on from there.", file=sys.stderr)
         return 128 + ended[0]
     except (ValueError, OSError, RuntimeError) as error:

@@ -123,6 +123,8 @@ class Reach(ast.NodeTransformer):
             self.modules[file] = Module(file, _read(file))
             if AT_IMPORT in self.modules[file].statements:
                 self._point(Place(file, AT_IMPORT))
+            if (file.parent / "__init__.py").exists():
+                self._load(file.parent)
         return self.modules[file]
 
     def _point(self, place: Place) -> ast.Name:
