@@ -7,6 +7,7 @@ counts whole.
 """
 
 import ast
+import functools
 import hashlib
 import re
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from helpers import settings
 DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 DEFINITIONS = DOCUMENTED[1:]
 IMPORTS = (ast.Import, ast.ImportFrom)
+OURS = ("helpers", "notebooks")
 AT_IMPORT = ""  # the "name" of a module's statements that bind none
 
 
@@ -51,31 +53,25 @@ class Module:
     """Code by the names that its statements bind, and what its imports bring of the course."""
 
     def __init__(self, file: Path, tree: ast.Module) -> None:
-        """Read the code of a file; a program imports what lies beside it, too."""
+        """Read the code of a file."""
         self.file = file
         self.imported: dict[str, Place] = {}
         self.statements: dict[str, list[ast.stmt]] = {}
         for node in ast.walk(tree):
-            before = [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            before = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             for alias in node.names if isinstance(node, IMPORTS) else ():
-                first, *rest = ".".join([*before, alias.name]).split(".")
-                ours = first in ("helpers", "notebooks")
-                place = Place(settings.ROOT / first if ours else file.parent / f"{first}.py")
-                for part in rest if before or alias.asname else ():
-                    place = place.member(part)
-                bound = alias.asname or (alias.name if before else first)
-                if place.file.exists():
-                    self.imported[bound] = place
+                dotted = before + alias.name if before or alias.asname else alias.name.partition(".")[0]
+                bound, (first, *rest) = alias.asname or dotted.removeprefix(before), dotted.split(".")
+                if first in OURS:
+                    self.imported[bound] = functools.reduce(Place.member, rest, Place(settings.ROOT / first))
                 elif node in tree.body:  # another package's: this name alone, whatever else the line imports
-                    line = ast.ImportFrom(before[0], [alias], 0) if before else ast.Import([alias])
+                    line = ast.ImportFrom(before[:-1], [alias], 0) if before else ast.Import([alias])
                     self.statements.setdefault(bound, []).append(line)
         for statement in tree.body:
             names = {statement.name} if isinstance(statement, DEFINITIONS) else set()
-            for node in () if names else ast.walk(statement):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    names.add(node.id)
-                elif isinstance(node, ast.Assign):  # TABLE["key"] = … belongs to TABLE
-                    names |= {one.id for part in node.targets for one in ast.walk(part) if isinstance(one, ast.Name)}
+            for node in () if names else ast.walk(statement):  # TABLE["key"] = … is a part of TABLE
+                if isinstance(node, (ast.Name, ast.Subscript, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                    names.add(getattr(getattr(node, "value", node), "id", AT_IMPORT))
             only_imports = all(isinstance(one, IMPORTS) for one in getattr(statement, "body", [statement]))
             for name in () if only_imports else names or {AT_IMPORT}:
                 self.statements.setdefault(name, []).append(statement)
@@ -90,11 +86,10 @@ class Reach(ast.NodeTransformer):
         self.order: list[Place] = []
         self.numbers: dict[Place, int] = {}
         self.files: set[Path] = set()
-        places = [settings.ROOT / "helpers", settings.NOTEBOOKS / "lessons", settings.DATA]
-        readers = {settings.EXPORTS, settings.IMAGES}  # and rows of results: they are not the course's
+        places = [settings.ROOT / place for place in ("helpers", "notebooks/lessons", "data")]
+        readers = {settings.EXPORTS, settings.IMAGES}  # and rows of results, .jsonl: they are not the course's
         there = [file for place in places for file in sorted(place.rglob("*.*")) if not readers & {*file.parents}]
-        named = [file for file in there if file.suffix not in (".jsonl", ".pyc")]
-        self.nameable = [(file, ".".join(file.relative_to(settings.ROOT).with_suffix("").parts)) for file in named]
+        self.nameable = [file for file in there if file.suffix not in (".jsonl", ".pyc")]
         everything = ast.Module([statement for cell in cells for statement in cell.body], [])
         self.module = Module(settings.NOTEBOOKS / "cells", everything)
         self.module.statements = {}  # a cell's own names are in the texts anyway
@@ -154,8 +149,8 @@ class Reach(ast.NodeTransformer):
 
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> ast.AST | None:
         """Leave the course's own imports out."""
-        imported = self.module.imported
-        node.names = [one for one in node.names if (one.asname or one.name.partition(".")[0]) not in imported]
+        module = getattr(node, "module", None)
+        node.names = [one for one in node.names if (module or one.name).partition(".")[0] not in OURS]
         return node if node.names else None
 
     visit_ImportFrom = visit_Import
@@ -172,10 +167,13 @@ class Reach(ast.NodeTransformer):
         return node
 
     def _named(self, text: str) -> None:
-        """Take in what a text names: a module (as after ``-m``), a program, or data; ``*`` is a gap."""
-        words = [word for word in re.split(r"""[\s/\\'"`(),:;=]+""", text) if re.search(r"\.[a-z]\w*$", word)]
-        for file, dotted in self.nameable if words else ():
-            if file.suffix == ".py" and (fnmatchcase(dotted, text) or file.name in words):
+        """Take in what a text names: a module or package (as after ``-m``), a program, or data; ``*`` is a gap."""
+        words = [word.strip(".") for word in re.split(r"""[\s/\\'"`(),:;=]+""", text)]
+        words = [word for word in words if re.search(r"\.[a-z]\w*$", word)]
+        for file in self.nameable if words else ():
+            dotted = ".".join(file.relative_to(settings.ROOT).with_suffix("").parts)
+            is_module = any(fnmatchcase(f"{dotted}.", f"{text.strip('.')}.{end}") for end in ("", "*"))
+            if file.suffix == ".py" and (is_module or file.name in words):
                 self._point(Place(file))
             elif file.suffix != ".py" and any(fnmatchcase(file.name, word) for word in words):
                 self.files.add(file)

@@ -25,10 +25,10 @@ FILES = {  # a course of our own: what its notebook reaches, and what lies besid
     "    return inner.g(a) + math.pi\ndef unused():\n    return AMONG\n",
     "helpers/inner.py": "import subprocess\n\nclass Helper:\n    def method(self):\n        return 1\n"
     'def g(a):\n    return Helper().method() + len("table.csv")\n'
-    'def started():\n    subprocess.run(["python", "-m", "helpers.program"])\n',
+    'def started(name):\n    subprocess.run(["python", "-m", "helpers.programs." + name])\n',
     "helpers/other.py": "y = 1\n",
-    "helpers/program.py": "def main():\n    print(1)\nif __name__ == '__main__':\n    main()\n",
-    "notebooks/lessons/script.py": "import beside\nprint(beside.value)\n",
+    "helpers/programs/one.py": "def main():\n    print(1)\nif __name__ == '__main__':\n    main()\n",
+    "notebooks/lessons/script.py": "from notebooks.lessons import beside\nprint(beside.value)\n",
     "notebooks/lessons/beside.py": "value = 1\nelse_where = 2\n",
     "data/table.csv": "a\n1\n",
     "data/speed_one.csv": "a\n1\n",
@@ -39,7 +39,7 @@ FILES = {  # a course of our own: what its notebook reaches, and what lies besid
 CODE = (
     "from helpers import outer\nfrom helpers.inner import started\n'shown'",
     "def own(f=outer.f):\n    return f(1)\nprint(1)\nif False:\n"
-    "    started(), 'lessons/script.py', f'speed_{own()}.csv'",
+    "    started('one'), 'lessons/script.py', f'speed_{own()}.csv'",
 )
 
 
@@ -74,7 +74,7 @@ def fingerprint():
         ("helpers/outer.py", "import os, math", "import os, math, json", False),
         ("helpers/outer.py", "LIMIT = 3", "print('at import')\nLIMIT = 3", True),
         ("helpers/inner.py", "return 1", "return 2", True),  # a method
-        ("helpers/program.py", "print(1)", "print(2)", True),  # started with -m
+        ("helpers/programs/one.py", "print(1)", "print(2)", True),  # started with -m: any of that package
         ("notebooks/lessons/script.py", "beside.value", "beside.value + 1", True),  # a program, by its file's name
         ("notebooks/lessons/beside.py", "value = 1", "value = 2", True),
         ("notebooks/lessons/beside.py", "else_where = 2", "else_where = 3", False),
