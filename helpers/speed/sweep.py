@@ -232,7 +232,7 @@ class _Sweep:
         facts: dict[str, dict[str, Any]] = {}
         for column in columns:
             self.progress.show(f"opening {COLUMNS[column].label}")
-            facts[column] = {"gflop": gflop(self.model, shape)}
+            facts[column] = {"gflop": self._gflop(shape)}
             backend = None  # the last one's memory is free
             try:
                 path = self._file(column, shape)
@@ -253,6 +253,14 @@ class _Sweep:
             else:
                 openers[column] = open_
         return openers, facts, expected
+
+    def _gflop(self, shape: Shape) -> float | None:
+        try:
+            return gflop(self.model, shape)
+        except (
+            Exception
+        ):  # a tensor that is no parameter and no buffer does not follow to "meta": no count, a time still
+            return None
 
     def _file(self, column: str, shape: Shape) -> Path | None:
         kind = COLUMNS[column].file
