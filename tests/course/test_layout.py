@@ -20,7 +20,8 @@ from notebooks.lessons import webpage
 
 ROOT = settings.ROOT
 # Lines of Python; lessons without the service.
-BUDGETS = {"helpers": 2200, "course": 1100, "notebooks/lessons": 500, "tests": 4500}
+# Lines of Python. What each should come down to stands in CONTRIBUTING; a line more than today needs a reason.
+BUDGETS = {"helpers": 3300, "course": 1100, "notebooks/lessons": 750, "tests": 6150}
 
 
 def requirements():
