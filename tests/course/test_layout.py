@@ -20,7 +20,7 @@ from notebooks.lessons import webpage
 
 ROOT = settings.ROOT
 # Lines of Python; lessons without the service.
-# Lines of Python. What each should come down to stands in CONTRIBUTING; a line more than today needs a reason.
+# Lines of Python, as many as there are: a line more needs a reason.
 BUDGETS = {"helpers": 3300, "course": 1100, "notebooks/lessons": 750, "tests": 6150}
 
 
