@@ -20,7 +20,7 @@ from courses import OFFLINE, code_cells, copy_course
 from course import notebooks
 
 LESSONS = ("00", "01", "03")  # the first one, the one that shows Netron, the one for 15 minutes
-START_S, OPEN_S, RUN_S, NETRON_S, STOP_S = 60, 60, 300, 30, 15
+START_S, OPEN_S, RUN_S, NETRON_S, STOP_S = 180, 180, 1200, 120, 60  # for a crowded machine
 
 NOTEBOOK_IS_READY = """(path) => {
     const panel = window.jupyterapp?.shell.currentWidget;
@@ -70,7 +70,7 @@ def server(tmp_path_factory):
     def ask(path):
         request = urllib.request.Request(url + path, headers={"Authorization": f"token {token}"})
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy is set, not to ourselves
-        with direct.open(request, timeout=10) as answer:
+        with direct.open(request, timeout=60) as answer:
             return json.load(answer)
 
     log = folder / "jupyterlab.log"

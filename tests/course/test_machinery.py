@@ -259,7 +259,7 @@ def test_sigterm_ends_a_build_and_the_next_one_goes_on(small_course):
         time.sleep(0.2)
     kernel = psutil.Process(int(pid_file.read_text()))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM and "01_second …" not in out
     assert err == "\nStopped. What had run to its end is kept: the same command goes on from there.\n"
     assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE

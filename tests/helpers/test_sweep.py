@@ -272,7 +272,7 @@ def until_killed(folder):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_kill_in_mid_sweep_loses_no_row_and_measures_none_twice(tmp_path, timer):
     command = [sys.executable, "-B", "-W", "ignore", "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
-    done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=settings.ROOT, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == -signal.SIGKILL, f"the test needs a sweep that is killed: {done.stdout}{done.stderr}"
     before = results.Results(tmp_path).rows
     assert len(before) == 5, f"a finished row was lost: {done.stdout}{done.stderr}"

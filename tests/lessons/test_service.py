@@ -393,7 +393,7 @@ def test_a_program_ends_with_the_one_that_started_it(kit, program):
 def ends(*options):
     """Run the service until it ends by itself; return what it said on stderr."""
     command = [sys.executable, "-m", f"{client.PROGRAMS}.serve", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1
     return done.stderr
 

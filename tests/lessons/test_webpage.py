@@ -134,11 +134,11 @@ def test_server_is_for_this_machine_only_and_ends(tmp_path):
     (tmp_path / "a.mjs").write_text("export {}")
     with webpage.Server(tmp_path) as server:
         assert server.url.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(server.url + "a.mjs", timeout=10) as response:
+        with urllib.request.urlopen(server.url + "a.mjs", timeout=60) as response:
             assert response.headers["Content-Type"] == "text/javascript"
             assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
             assert response.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(server.url + "../secret", timeout=10)
+            urllib.request.urlopen(server.url + "../secret", timeout=60)
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(server.url + "a.mjs", timeout=10)
+        urllib.request.urlopen(server.url + "a.mjs", timeout=60)
