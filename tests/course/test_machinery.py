@@ -254,7 +254,7 @@ def test_sigterm_ends_a_build_and_the_next_one_goes_on(small_course):
     )
     process = start(small_course)
     (pid_file, copy) = (small_course / place for place in ("notebooks/pid", "_build/executed/quick/00_counts.ipynb"))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (copy.exists() and pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
     kernel = psutil.Process(int(pid_file.read_text()))
