@@ -73,7 +73,7 @@ class Module:
                 if isinstance(node, (ast.Name, ast.Subscript, ast.Attribute)) and isinstance(node.ctx, ast.Store):
                     names.add(getattr(getattr(node, "value", node), "id", AT_IMPORT))
             only_imports = all(isinstance(one, IMPORTS) for one in getattr(statement, "body", [statement]))
-            for name in () if only_imports else names or {AT_IMPORT}:
+            for name in () if only_imports else sorted(names) or [AT_IMPORT]:  # a set has another order in each process
                 self.statements.setdefault(name, []).append(statement)
 
 
