@@ -1,7 +1,7 @@
 """How much memory a row needs: the peak of a process of its own, which may run out of it and harms no notebook.
 
-Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.speed.memory`` is that process, and reads its task; PyTorch does not
-weigh on ONNX Runtime's number, as ``engines`` imports it only where it runs.
+Taught in notebooks/04_speed_resnet18.ipynb. ``python -m helpers.speed.memory`` is that process, and reads its task;
+PyTorch does not weigh on ONNX Runtime's number, as ``engines`` imports it only where it runs.
 """
 
 import contextlib
