@@ -6,9 +6,9 @@ imported only where it runs, so that a service and the process that measures mem
 
 import contextlib
 import copy
+import functools
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +59,6 @@ class Backend:
     logits: Callable[[], np.ndarray]  # runs once, returns the logits on the host: (N, classes)
     provider: str  # who computes, read back
     threads: int  # read back
-    load_ms: float | None = None  # None where nothing was loaded
     device_ms: Callable[[], float] | None = None  # one run by the GPU's own clock
 
     def __call__(self) -> object:
@@ -99,7 +98,7 @@ def missing(key: str) -> str:
 
 
 def open_column(key: str, *, model: "nn.Module", path: str | Path | None, x: np.ndarray, threads: int) -> Backend:
-    """Make the backend that stands behind a column of the speed tables.
+    """Return the backend that stands behind a column of the speed tables, its input bound.
 
     Args:
         key: of ``COLUMNS``.
@@ -107,8 +106,6 @@ def open_column(key: str, *, model: "nn.Module", path: str | Path | None, x: np.
         path: the .onnx file; the other columns run it.
         x: input, shape (N, C, H, W), float32.
         threads: for every backend the same.
-    Returns:
-        The backend, its input bound.
     Raises:
         ValueError: if there is no such column, or no file for one that needs it.
         UnavailableError: if the column's device or provider is missing.
@@ -124,7 +121,7 @@ def open_column(key: str, *, model: "nn.Module", path: str | Path | None, x: np.
 
 
 def pytorch(model: "nn.Module", x: np.ndarray, *, threads: int, device: str = "cpu", copies: bool = True) -> Backend:
-    """Make a PyTorch backend with a copy of the network: eval mode, inference mode, float32 (on a GPU no TF32).
+    """Return a PyTorch backend with a copy of the network: inference mode, float32 (on a GPU no TF32).
 
     Args:
         model: the network, in eval mode.
@@ -132,26 +129,18 @@ def pytorch(model: "nn.Module", x: np.ndarray, *, threads: int, device: str = "c
         threads: of PyTorch's thread pool, which the whole process shares.
         device: "cpu" or "cuda".
         copies: each run copies the input to the device and the logits back; on the CPU there is nothing to copy.
-    Returns:
-        The backend, its input bound.
     Raises:
         ValueError: if the network is in training mode.
-        UnavailableError: if PyTorch finds no such device.
     """
     import torch
 
     if model.training:
         raise ValueError("The network is in training mode: call model.eval() first (notebook 08 shows why).")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError("PyTorch finds no CUDA GPU")
     torch.set_num_threads(threads)
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True  # it searches for the fastest algorithm, as ONNX Runtime does by default
-    start = time.perf_counter()
-    model = copy.deepcopy(model).to(device)
-    load_ms = (time.perf_counter() - start) * 1e3
-    on_host = torch.from_numpy(x)
+    model, on_host = copy.deepcopy(model).to(device), torch.from_numpy(x)
     bound = on_host.to(device)
 
     @torch.inference_mode()
@@ -173,41 +162,35 @@ def pytorch(model: "nn.Module", x: np.ndarray, *, threads: int, device: str = "c
 
     found = next(iter(model.state_dict().values()), bound).device.type
     own_clock = device_ms if device == "cuda" else None
-    return Backend(run, lambda: run().cpu().numpy(), f"PyTorch {found}", torch.get_num_threads(), load_ms, own_clock)
+    return Backend(run, lambda: run().cpu().numpy(), f"PyTorch {found}", torch.get_num_threads(), own_clock)
 
 
 def onnx_session(
     path: str | Path | bytes,
     *,
     threads: int | None = None,
-    provider: str = "cpu",
-    provider_options: Mapping[str, str] | None = None,
+    device: str = "cpu",
     options: ort.SessionOptions | None = None,
 ) -> ort.InferenceSession:
-    """Open an ONNX Runtime session as the course measures it: its defaults, spinning threads included.
+    """Open an ONNX Runtime session as the course measures it: its defaults, spinning threads included; no TF32.
 
     Args:
         path: the .onnx file, or its bytes.
         threads: of the session's own pool; what ``options`` say, by default the physical cores, if not given.
-        provider: "cpu" or "cuda"; nodes that it cannot run are refused, not handed to the CPU unseen.
-        provider_options: of CUDA's provider, such as ``{"use_tf32": "1"}``; the course's tables have TF32 off.
+        device: "cpu" or "cuda"; nodes that it cannot run are refused, not handed to the CPU unseen.
         options: the session's options, such as the level of graph optimisation.
-    Returns:
-        The session.
     Raises:
-        UnavailableError: if ONNX Runtime has no such provider, or takes another one.
+        UnavailableError: if ONNX Runtime does not have the provider for this device, or takes another one.
     """
-    name = PROVIDERS[provider]
+    name, options = PROVIDERS[device], options or ort.SessionOptions()
+    options.intra_op_num_threads = threads or options.intra_op_num_threads
+    if device == "cpu":
+        return ort.InferenceSession(path, options, providers=[name])
     if name not in ort.get_available_providers():
         raise UnavailableError(f"ONNX Runtime has no {name}")
-    options = options or ort.SessionOptions()
-    options.intra_op_num_threads = threads or options.intra_op_num_threads
-    if provider == "cpu":
-        return ort.InferenceSession(path, options, providers=[name])
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds the CUDA libraries that PyTorch's packages brought
+    ort.preload_dlls()  # finds the CUDA libraries that PyTorch's packages brought
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    session = ort.InferenceSession(path, options, providers=[(name, {"use_tf32": "0", **(provider_options or {})})])
+    session = ort.InferenceSession(path, options, providers=[(name, {"use_tf32": "0"})])
     if session.get_providers()[0] != name:
         raise UnavailableError(f"ONNX Runtime took {session.get_providers()[0]}, not {name}: are its libraries there?")
     return session
@@ -220,10 +203,9 @@ def onnxruntime(
     threads: int,
     device: str = "cpu",
     copies: bool = True,
-    provider_options: Mapping[str, str] | None = None,
     options: ort.SessionOptions | None = None,
 ) -> Backend:
-    """Make an ONNX Runtime backend with a session of its own.
+    """Return an ONNX Runtime backend with a session of its own, as ``onnx_session`` opens it.
 
     Args:
         path: the .onnx file, or its bytes, with one input and logits as its first output.
@@ -231,26 +213,13 @@ def onnxruntime(
         threads: of the session's own thread pool.
         device: "cpu" or "cuda".
         copies: each run takes the input from the host and brings the logits back; if not, both stay on the device.
-        provider_options: as ``onnx_session`` takes them.
-        options: likewise.
-    Returns:
-        The backend, its input bound.
-    Raises:
-        UnavailableError: if ONNX Runtime has no provider for this device, or takes another one.
+        options: the session's options.
     """
-    start = time.perf_counter()
-    session = onnx_session(path, threads=threads, provider=device, provider_options=provider_options, options=options)
-    load_ms = (time.perf_counter() - start) * 1e3
-    name = session.get_inputs()[0].name
-    found = session.get_session_options().intra_op_num_threads
+    session = onnx_session(path, threads=threads, device=device, options=options)
+    name, used = session.get_inputs()[0].name, session.get_session_options().intra_op_num_threads
     if copies:
-        return Backend(
-            lambda: session.run(None, {name: x}),
-            lambda: session.run(None, {name: x})[0],
-            session.get_providers()[0],
-            found,
-            load_ms,
-        )
+        run = functools.partial(session.run, None, {name: x})
+        return Backend(run, lambda: run()[0], session.get_providers()[0], used)
     binding = session.io_binding()
     binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, device, 0))
     binding.bind_output(session.get_outputs()[0].name, device)
@@ -259,19 +228,17 @@ def onnxruntime(
         session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()[0]
 
-    return Backend(lambda: session.run_with_iobinding(binding), logits, session.get_providers()[0], found, load_ms)
+    return Backend(lambda: session.run_with_iobinding(binding), logits, session.get_providers()[0], used)
 
 
 def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = "f32") -> Backend:
-    """Make an OpenVINO backend for the CPU.
+    """Return an OpenVINO backend for the CPU.
 
     Args:
         path: the .onnx file.
         x: input, shape (N, C, H, W), float32.
         threads: of the engine.
         precision: to compute in, "f32" or "bf16".
-    Returns:
-        The backend, its input bound.
     Raises:
         UnavailableError: if OpenVINO is not installed.
     """
@@ -281,16 +248,8 @@ def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = 
     except ImportError:
         raise UnavailableError("not installed: python -m pip install openvino") from None
     hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
-    start = time.perf_counter()
     compiled = ov.Core().compile_model(str(path), "CPU", hints)
-    request = compiled.create_infer_request()
-    load_ms = (time.perf_counter() - start) * 1e3
+    request, used = compiled.create_infer_request(), compiled.get_property("INFERENCE_NUM_THREADS")
     found = f"OpenVINO {compiled.get_property('INFERENCE_PRECISION_HINT').get_type_name()}"
-    used = compiled.get_property("INFERENCE_NUM_THREADS")
-    return Backend(
-        lambda: request.infer([x], share_inputs=True),
-        lambda: request.infer([x], share_inputs=True)[0].copy(),
-        found,
-        used,
-        load_ms,
-    )
+    run = functools.partial(request.infer, [x], share_inputs=True)
+    return Backend(run, lambda: run()[0].copy(), found, used)

@@ -1,6 +1,5 @@
 """ncnn as a backend. Taught in notebooks/09_hardware_limit.ipynb; opened by hand in 11_one_file_many_engines.ipynb."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +22,15 @@ def ncnn(param: str | Path, weights: str | Path, x: np.ndarray, *, threads: int)
         import ncnn as engine
     except ImportError:
         raise UnavailableError("not installed: python -m pip install ncnn pnnx") from None
-    start = time.perf_counter()
     net = engine.Net()
     net.opt.num_threads = threads
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False  # as x: float32
     if net.load_param(str(param)) or net.load_model(str(weights)):
         raise UnavailableError(f"ncnn cannot read {Path(param).name}")
-    load_ms = (time.perf_counter() - start) * 1e3
 
     def run() -> object:
         extractor = net.create_extractor()
         extractor.input(net.input_names()[0], engine.Mat(x[0]))
         return extractor.extract(net.output_names()[0])[1]
 
-    return Backend(run, lambda: np.array(run())[None].copy(), "ncnn", threads, load_ms)
+    return Backend(run, lambda: np.array(run())[None].copy(), "ncnn", threads)
