@@ -121,7 +121,7 @@ def fingerprint() -> dict[str, object]:
         "physical_cores": physical_cores(),
         "memory_gib": round(memory_limit_gib()),
         "gpu": gpu_name(),
-        "gpu_driver": _gpu_driver(),
+        "gpu_driver": (nvidia_smi("driver_version") or "unknown") if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
         "c_library": " ".join(platform.libc_ver()).strip() or None,
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -147,11 +147,11 @@ def _cpu_details() -> dict[str, object]:
     return {name: value for name, value in found.items() if value}
 
 
-def _gpu_driver() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def nvidia_smi(query: str) -> str | None:
+    """Return what nvidia-smi says of the first GPU, such as its "driver_version"; None where it says nothing."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return "unknown"  # a GPU that nvidia-smi does not know, as in some containers
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.partition("\n")[0].strip() or None

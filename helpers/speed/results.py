@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ Shape = tuple[int, int, int, int]
 class Row:
     """What one column took at one input shape, and on what; None where it was not, or could not be, measured."""
 
-    key: str  # of ``row_key``
+    key: str  # machine, network, model, column, shape, threads, protocol: what makes a row this row
     measured_at: str  # ISO 8601, UTC
     network: str
     column: str  # a key of ``engines.COLUMNS``
@@ -73,25 +73,11 @@ NAMES = {"sitting": "run_id", "foreign_cores": "other_cores", "restless_sessions
 NAMES |= {"disturbed_ms": "discarded_ms"}  # as rows on disk call it -> today's name
 STATUSES = {"disturbed": Status.CONTENDED, "noisy": Status.OK}
 NUMBERS = [f.name for f in fields(Row) if str(f.type) == "float | None"] + ["threads", "not_idle_trials"]
-NUMBERS += ["p10_ms", "p90_ms", "min_ms", "images_per_s", "runs", "trials", "ratio", "rel_ci"]  # follow from the blocks
+NUMBERS += ["p10_ms", "p90_ms", "images_per_s", "trials", "ratio", "rel_ci"]  # follow from the blocks
 
 
 class ResultsError(ValueError):
     """A results file that cannot be trusted; the message names each line and says what is wrong with it."""
-
-
-def row_key(network: str, model_sha256: str, column: str, shape: Sequence[int], *, threads: int) -> str:
-    """Return what makes a row this row: machine, network, model, column, shape, threads, protocol.
-
-    Args:
-        network: its name.
-        model_sha256: of its structure and weights.
-        column: a key of ``engines.COLUMNS``.
-        shape: of the input, (N, C, H, W).
-        threads: of the backend.
-    """
-    size = "x".join(map(str, shape))
-    return f"{machine.identity()}/{network}/{model_sha256}/{column}/{size}/{threads}-threads/protocol-{PROTOCOL}"
 
 
 def checksum(row: dict[str, Any]) -> dict[str, Any]:
@@ -106,20 +92,18 @@ def dump(row: Row) -> str:
 
 
 def load(line: bytes | str) -> Row:
-    """Return the row of a line, checked; ResultsError says what is wrong with it."""
+    """Return the row of a line, of any protocol, checked; ResultsError says what is wrong with it."""
     try:
-        raw = json.loads(line, parse_constant=_refuse)
-    except ValueError:
+        raw = dict(json.loads(line))
+    except (TypeError, ValueError):
         raise ResultsError("is torn or no JSON: remove it, and measure that row again") from None
-    if not isinstance(raw, dict) or "protocol" not in raw:
-        raise ResultsError("is no row of a sweep: fields are missing")
-    if raw["protocol"] not in (1, PROTOCOL):
-        said = f"has protocol {raw['protocol']!r}; this course reads 1 and {PROTOCOL}"
+    if raw.get("protocol") not in (1, PROTOCOL):
+        said = f"has protocol {raw.get('protocol')!r}; this course reads 1 and {PROTOCOL}"
         raise ResultsError(f"{said}: measure again with this version")
     if raw.get("sha256") != checksum(raw)["sha256"]:
         raise ResultsError("was changed after it was measured: its checksum does not fit")
     try:
-        row = Row(**upgrade(raw))
+        row = Row(**_under_todays_names(raw))
     except TypeError:
         raise ResultsError("is no row of a sweep: fields are missing") from None
     if row.column not in COLUMNS:
@@ -128,27 +112,23 @@ def load(line: bytes | str) -> Row:
         raise ResultsError(f"has the status {row.status!r}, which this course does not know")
     if row.status in FINISHED:
         try:
-            found = from_blocks(row.block_ms, batch=row.batch)
+            p50_ms, least_ms = _from_blocks(row)["p50_ms"], min(map(min, row.block_ms))
         except (TypeError, ValueError):
             raise ResultsError("holds no runs that a median could be computed from") from None
-        if found["min_ms"] <= 0 or not math.isclose(found["p50_ms"], row.p50_ms or 0, rel_tol=2e-3):
-            said = f"says that its median is {row.p50_ms} ms, but its own runs give {found['p50_ms']:.6g} ms"
+        if not (least_ms > 0 and math.isclose(p50_ms, row.p50_ms or 0, rel_tol=2e-3)):
+            said = f"says that its median is {row.p50_ms} ms, but its own runs give {p50_ms:.6g} ms"
             raise ResultsError(said)
     return row
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number that JSON knows")
-
-
-def upgrade(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a row of any protocol under today's names; what no longer exists is left out."""
+def _under_todays_names(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a row of any protocol; what no longer exists is left out."""
     row = {NAMES.get(name, name): value for name, value in raw.items()}
     row["status"] = STATUSES.get(row.get("status", ""), row.get("status"))
     if "size" in row:  # protocol 1 knew squares only
         row |= {"height": row["size"], "width": row["size"]}
     row["block_ms"] = row.get("block_ms") or []
-    return {name: row[name] for name in (f.name for f in fields(Row)) if name in row}
+    return {field.name: row[field.name] for field in fields(Row) if field.name in row}
 
 
 class Results:
@@ -169,33 +149,22 @@ class Results:
             with contextlib.suppress(ResultsError):
                 self.rows.append(load(line))
 
-    def find(self, wanted: str, *, trials: int, with_peak: bool = False) -> Row | None:
-        """Return the latest finished row with this key that is good enough, or None.
-
-        Args:
-            wanted: a ``row_key``.
-            trials: at least.
-            with_peak: whether its peak memory must have been measured.
-        """
+    def find(self, key: str, *, trials: int, with_peak: bool = False) -> Row | None:
+        """Return the latest finished row with this key and so many trials (and its peak memory), or None."""
         for row in reversed(self.rows):
             enough = row.status in FINISHED and len(row.block_ms) >= trials
-            if row.key == wanted and enough and not (with_peak and row.peak_rss_mib is None):
+            if row.key == key and enough and not (with_peak and row.peak_rss_mib is None):
                 return row
         return None
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows to the file, flushed to the disk; if that fails, ``trouble`` says why, and they stay here."""
-        rows = list(rows)
-        self.rows += rows
-        text = "".join(map(dump, rows))
+        self.rows += (rows := list(rows))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":
-                        text = "\n" + text  # the last line was torn by a kill: leave it alone, begin a new one
-                file.write(text.encode())
+            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")  # by a kill: left as it is
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" * torn + "".join(map(dump, rows)))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -206,12 +175,10 @@ class Results:
 
 
 def read(path: str | Path) -> list[Row]:
-    """Read a results file of one machine, every line of it checked.
+    """Read a results file of one machine, every line of it checked; return its rows as they were measured.
 
     Args:
         path: a .jsonl file as ``sweep.measure_table`` writes it.
-    Returns:
-        Its rows, in the order they were measured.
     Raises:
         FileNotFoundError: if there is no such file.
         ResultsError: if it is empty, or a line is torn, of an unknown protocol, changed since it was measured, in
@@ -224,7 +191,7 @@ def read(path: str | Path) -> list[Row]:
         try:
             row = load(line)
             if rows and _identity(row) != _identity(rows[0]):
-                names = machine_name(row), machine_name(rows[0])
+                names = _machine_name(row), _machine_name(rows[0])
                 raise ResultsError(f"is of another machine ({names[0]}) than line 1 ({names[1]}): one file a machine")
             rows.append(row)
         except ResultsError as error:
@@ -246,11 +213,10 @@ def collect(folder: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, s
         One row per machine, network, column, shape and threads, the latest one that is finished where there are
         several: ``machine``, then the columns of ``to_table``. And for each file left out the reason.
     """
-    folder = settings.DATA / "results" if folder is None else Path(folder)
-    tables: list[pd.DataFrame] = []
+    tables = [to_table([]).assign(machine="")]
     left_out: dict[str, str] = {}
     file_of: dict[str, str] = {}
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted((settings.DATA / "results" if folder is None else Path(folder)).glob("*.jsonl")):
         try:
             rows = read(path)
         except (ResultsError, OSError) as error:
@@ -261,19 +227,19 @@ def collect(folder: str | Path | None = None) -> tuple[pd.DataFrame, dict[str, s
             left_out[path.name] = f"{path.name} is of the same machine as {first}: keep one of the two."
             continue
         latest = {row.key: row for row in sorted(rows, key=lambda row: row.status in FINISHED)}
-        tables.append(to_table(latest.values()).assign(machine=machine_name(rows[0])))
-    return (pd.concat(tables, ignore_index=True) if tables else to_table([]).assign(machine="")), left_out
+        tables.append(to_table(latest.values()).assign(machine=_machine_name(rows[0])))
+    return pd.concat(tables[1:] or tables, ignore_index=True), left_out
 
 
 def with_gpu(network: str) -> pd.DataFrame:
     """Return the rows of the machine, and protocol, with most GPU rows of a network; no rows where there is none."""
     table, _ = collect()
     table = table[table["network"] == network]
-    on_gpu = table[table["column"].map(lambda name: COLUMNS[name].device == "cuda") & table["p50_ms"].notna()]
-    if on_gpu.empty:
-        return on_gpu
-    counts = on_gpu.groupby(["protocol", "machine"]).size()
-    protocol, name = max(counts.index, key=lambda one: (counts[one], one[0]))  # the newer of two equally full ones
+    on_gpu = table["column"].map(lambda name: COLUMNS[name].device == "cuda") & table["p50_ms"].notna()
+    if not on_gpu.any():
+        return table.iloc[:0]
+    counts = table[on_gpu].groupby(["protocol", "machine"]).size()
+    protocol, name = counts.sort_index(ascending=False).idxmax()  # the newer of two equally full ones
     return table[(table["machine"] == name) & (table["protocol"] == protocol)]
 
 
@@ -282,46 +248,35 @@ def to_table(rows: Iterable[Row]) -> pd.DataFrame:
 
     Returns:
         The fields of ``Row`` without key, fingerprint and discarded_ms, NaN where there is no number; and from the
-        blocks trial_ms (the median of each trial, None without), p10_ms, p90_ms, min_ms, images_per_s, runs, trials,
-        ratio (PyTorch CPU's time over this one's) and rel_ci (its relative 95 % interval, NaN without enough trials).
+        blocks trial_ms (the median of each trial, None without), p10_ms, p90_ms, images_per_s, trials, ratio (PyTorch
+        CPU's time over this one's) and rel_ci (its relative 95 % interval, NaN without enough trials).
     """
-    kept = [f.name for f in fields(Row) if f.name not in ("key", "fingerprint", "discarded_ms")]
-    flat = [{name: getattr(row, name) for name in kept} | _from_trials(row) for row in rows]
+    kept = [field.name for field in fields(Row) if field.name not in ("key", "fingerprint", "discarded_ms")]
+    flat = []
+    for row in rows:
+        follows = _from_blocks(row) if row.block_ms else {"trial_ms": None}
+        flat.append({name: getattr(row, name) for name in kept} | follows)
     table = pd.DataFrame(flat, columns=[*kept, "trial_ms", *(name for name in NUMBERS if name not in kept)])
     table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric)
     shape = ["network", "batch", "height", "width", "threads", "protocol"]
     if (table["protocol"] > 1).all():
         shape.append("model_sha256")
-    found: dict[Any, tuple[float, float]] = {}
     for _, group in table[table["trial_ms"].notna()].groupby(shape, dropna=False):
         reference = group[group["column"] == REFERENCE]
         for at, row in group.iterrows() if len(reference) else ():
             ratio, rel_ci = compare_rows(reference.iloc[-1], row)
-            found[at] = ratio, math.nan if row["protocol"] == 1 else rel_ci  # rounds say nothing of other sessions
-    if found:
-        table.loc[list(found), ["ratio", "rel_ci"]] = list(found.values())
+            rel_ci = math.nan if row["protocol"] == 1 else rel_ci  # rounds say nothing of other sessions
+            table.loc[at, ["ratio", "rel_ci"]] = ratio, rel_ci
     return table
 
 
-def _from_trials(row: Row) -> dict[str, Any]:
-    if not row.block_ms:
-        return {"trial_ms": None}
-    trials = len(row.block_ms) if row.protocol > 1 else 1  # protocol 1: rounds in one session
-    medians = [float(np.median(block)) for block in row.block_ms]
-    return {"trial_ms": medians, "trials": trials, **from_blocks(row.block_ms, batch=row.batch)}
-
-
-def from_blocks(blocks: Sequence[Sequence[float]], *, batch: int) -> dict[str, float]:
-    """Return the numbers that follow from raw latencies in ms: p50, p10, p90, min, images per second, runs.
-
-    Args:
-        blocks: latencies in ms, one list per trial.
-        batch: pictures per run.
-    """
-    times = np.concatenate([np.asarray(block, dtype=float) for block in blocks])
+def _from_blocks(row: Row) -> dict[str, Any]:
+    """Return what follows from a row's raw latencies."""
+    times = np.concatenate([np.asarray(block, dtype=float) for block in row.block_ms])
     p10, p50, p90 = map(float, np.percentile(times, (10, 50, 90)))
-    found = {"p50_ms": p50, "p10_ms": p10, "p90_ms": p90, "min_ms": float(times.min())}
-    return found | {"images_per_s": batch / p50 * 1e3, "runs": len(times)}
+    trials = len(row.block_ms) if row.protocol > 1 else 1  # protocol 1: rounds in one session
+    found = {"trial_ms": [float(np.median(block)) for block in row.block_ms], "trials": trials}
+    return found | {"p50_ms": p50, "p10_ms": p10, "p90_ms": p90, "images_per_s": row.batch / p50 * 1e3}
 
 
 def compare_rows(over: pd.Series, under: pd.Series, *, alpha: float = 0.05) -> tuple[float, float]:
@@ -366,8 +321,7 @@ def noise_floor(table: pd.DataFrame) -> float:
     return max(floors, default=math.nan)
 
 
-def machine_name(row: Row) -> str:
-    """Return the name of the machine that a row was measured on."""
+def _machine_name(row: Row) -> str:
     facts = row.fingerprint
     gpu = f" + {facts['gpu']}" if facts["gpu"] else ""
     return f"{facts['cpu']}, {facts['usable_cores']} cores{gpu} ({_identity(row)[:4]})"

@@ -3,12 +3,12 @@
 Taught in notebooks/04_speed_resnet18.ipynb.
 """
 
+import contextlib
 import copy
 import hashlib
 import math
 import re
 import secrets
-import subprocess
 import time
 import warnings
 from collections import Counter
@@ -28,11 +28,12 @@ from IPython import get_ipython
 from IPython.display import Markdown, display
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import list_models
 
 from helpers import engines, machine, settings, timing
 from helpers.engines import AA, COLUMNS, REFERENCE
 from helpers.speed import memory
-from helpers.speed.results import FINISHED, PROTOCOL, Results, Row, Shape, from_blocks, row_key, to_table
+from helpers.speed.results import FINISHED, PROTOCOL, Results, Row, Shape, to_table
 from helpers.timing import Status
 
 SIZES = (32, 64, 128, 256, 512, 640, 768, 1024)  # the article's heights and widths, px
@@ -42,6 +43,8 @@ AA_AT = ((1, 3, 64, 64), (1, 3, 256, 256))  # where one file is opened as two co
 # Outputs agree when no logit is off by more than this share of the largest one. float32 keeps about 7 digits;
 # notebook 07 measures the errors: a thousand times smaller than this.
 TOLERANCE = 1e-3
+MEDIANS, MEANS = ("load_ms", "first_run_ms"), ("page_faults", "system_ms", "throttled", "device_ms")  # over the trials
+GPU_STATE = "clocks.sm,power.draw,power.limit,temperature.gpu"
 COPIES = 10  # of the weights that an engine may hold while it loads a network; ONNX Runtime holds three to four
 
 MakeFile = Callable[[str, Shape], Path]
@@ -123,7 +126,7 @@ def measure_table(
     results = Results() if results is None else results
     threads = machine.physical_cores() if threads is None else threads
     lacks = {column: engines.missing(column) for column in (*columns, AA)}
-    progress = _Progress(network, list(shapes))
+    progress = _Progress(network)
     sweep = _Sweep(network, model, make_file, trials, max_extra_s, threads, peaks_of, progress)
     rows: dict[Shape, dict[str, Row]] = {}
     todo: dict[Shape, list[str]] = {}
@@ -137,10 +140,9 @@ def measure_table(
                 rows[shape][name] = known
         todo[shape] = [name for name in wanted if name not in rows[shape]]
     used_again = sum(row.status in FINISHED for found in rows.values() for row in found.values())
-    for number, shape in enumerate(shapes):
-        if not todo[shape]:
-            continue
-        progress.number, left_s = number, budget_s - progress.elapsed_s()
+    for number, shape in [(number, shape) for number, shape in enumerate(shapes, 1) if todo[shape]]:
+        progress.place = f"shape {number} of {len(shapes)}, {'×'.join(map(str, shape))}"
+        left_s = budget_s - progress.elapsed_s()
         if left_s <= 0:
             new = [sweep.row(name, shape, Status.BUDGET, "the time was up") for name in todo[shape]]
         else:
@@ -149,7 +151,11 @@ def measure_table(
         rows[shape] |= {row.column: row for row in new}
     order = dict.fromkeys((*columns, AA, REFERENCE))
     table = [found[name] for found in rows.values() for name in order if name in found]
-    progress.end(table, used_again, results)
+    counts = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in table).most_common())
+    earlier = f" {used_again} rows are from an earlier run." if used_again else ""
+    days = sorted({row.measured_at[:10] for row in table if row.status in FINISHED})
+    when = f" Measured on {' and '.join(days)}, kept in {results.path.name}." if days else ""
+    progress.write(f"{len(shapes)} shapes, {len(table)} rows: {counts}.{earlier}{when} {results.trouble}".strip())
     return to_table(table)
 
 
@@ -174,7 +180,9 @@ class _Sweep:
         return digest.hexdigest()[:12]
 
     def key(self, column: str, shape: Shape) -> str:
-        return row_key(self.network, self.model_sha256, column, shape, threads=self.threads)
+        """Return what makes a row this row."""
+        where = f"{machine.identity()}/{self.network}/{self.model_sha256}/{column}/{'x'.join(map(str, shape))}"
+        return f"{where}/{self.threads}-threads/protocol-{PROTOCOL}"
 
     def row(self, column: str, shape: Shape, status: Status, note: str = "", **values: Any) -> Row:
         """Return a row with the fields that every one has, and the values."""
@@ -182,7 +190,7 @@ class _Sweep:
         fields |= {"network": self.network, "model_sha256": self.model_sha256, "column": column, "status": status}
         fields |= {"key": self.key(column, shape), "measured_at": datetime.now(UTC).isoformat(timespec="seconds")}
         fields |= {"note": note, "threads": self.threads, "protocol": PROTOCOL, "fingerprint": machine.fingerprint()}
-        return Row(**fields, **{name: _six_digits(value) for name, value in values.items()})
+        return Row(**fields, **{name: _rounded(value, 6) for name, value in values.items()})
 
     def measure(self, shape: Shape, todo: Sequence[str], left_s: float) -> list[Row]:
         """Return a finished row for each column of todo."""
@@ -217,7 +225,7 @@ class _Sweep:
                 except timing.BackendError as error:  # measure the others without it
                     rows[error.name] = self._failure(error.name, shape, error.__cause__ or error)
                     del openers[error.name]
-            state = _gpu_state() if device == "cuda" and timings else None
+            state = machine.nvidia_smi(GPU_STATE) if device == "cuda" and timings else None
             run_id = secrets.token_hex(4)
             for column, found in timings.items():
                 more = facts[column] | {"gpu_state": state, "run_id": run_id}
@@ -232,14 +240,16 @@ class _Sweep:
         facts: dict[str, dict[str, Any]] = {}
         for column in columns:
             self.progress.show(f"opening {COLUMNS[column].label}")
-            facts[column] = {"gflop": self._gflop(shape)}
-            backend = None  # the last one's memory is free
+            facts[column], backend = {}, None  # the last one's memory is free
+            with contextlib.suppress(Exception):  # what cannot run without numbers is timed, and not counted
+                facts[column]["gflop"] = gflop(self.model, shape)
             try:
-                path = self._file(column, shape)
-                facts[column] |= self._memory(column, shape, path)
-
-                open_ = partial(engines.open_column, column, model=self.model, path=path, x=x, threads=self.threads)
-                with engines.quiet():
+                with engines.quiet(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)  # some exporters warn of PyTorch's plans with itself
+                    kind = COLUMNS[column].file
+                    path = self.make_file(kind, shape) if kind else None
+                    facts[column] |= self._memory(column, shape, path)
+                    open_ = partial(engines.open_column, column, model=self.model, path=path, x=x, threads=self.threads)
                     backend = open_()
                 facts[column]["provider"] = backend.provider
                 logits = backend.logits().astype(np.float64)
@@ -254,20 +264,6 @@ class _Sweep:
                 openers[column] = open_
         return openers, facts, expected
 
-    def _gflop(self, shape: Shape) -> float | None:
-        try:
-            return gflop(self.model, shape)
-        except (
-            Exception
-        ):  # a tensor that is no parameter and no buffer does not follow to "meta": no count, a time still
-            return None
-
-    def _file(self, column: str, shape: Shape) -> Path | None:
-        kind = COLUMNS[column].file
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # some exporters warn of PyTorch's plans with itself
-            return None if kind is None else self.make_file(kind, shape)
-
     def _memory(self, column: str, shape: Shape, path: Path | None) -> dict[str, float]:
         """Return the column's peak memory if it is wanted or may not fit, by a process of its own; raise if not."""
         weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
@@ -275,12 +271,10 @@ class _Sweep:
         scarce = memory.available_mib() < enough_mib
         if COLUMNS[column].device != "cpu" or not (column in self.peaks_of or scarce):
             return {}
-        what: dict[str, Any] = {"path": path} if path else {"model": self.model}
-        if path is None and type(self.model).__module__.startswith("torchvision."):
-            from torchvision.models import list_models
-
-            if self.network in list_models():
-                what = {"network": self.network}  # made anew by that name, which takes no memory for a copy
+        known = type(self.model).__module__.startswith("torchvision.") and self.network in list_models()
+        what: dict[str, Any] = {"model": self.model}
+        if path or known:  # made anew by its name, a network takes no memory for a copy
+            what = {"path": path} if path else {"network": self.network}
         peak = memory.measure_peak(shape=shape, threads=self.threads, runs=1, **what)
         return {name: peak[name] for name in ("base_rss_mib", "peak_rss_mib")}
 
@@ -293,14 +287,13 @@ class _Sweep:
     def _measured(self, column: str, shape: Shape, found: timing.Timing, facts: dict[str, Any]) -> Row:
         if found.status == Status.BUDGET:
             return self.row(column, shape, Status.BUDGET, found.note, **facts)
-        blocks = [_four_digits(trial.block_ms) for trial in found.trials]
-        values: dict[str, Any] = {"block_ms": blocks, "p50_ms": from_blocks(blocks, batch=shape[0])["p50_ms"]}
-        values["discarded_ms"] = [_four_digits(block) for trial in found.trials for block in trial.discarded_ms]
+        blocks = [_rounded(list(trial.block_ms), 4) for trial in found.trials]
+        values: dict[str, Any] = {"block_ms": blocks, "p50_ms": float(np.median(np.concatenate(blocks)))}
+        values["discarded_ms"] = [_rounded(list(block), 4) for trial in found.trials for block in trial.discarded_ms]
         values["not_idle_trials"] = sum(not trial.idle for trial in found.trials)
         values["other_cores"] = max(trial.other_cores for trial in found.trials)
-        for name in ("load_ms", "first_run_ms"):
-            values[name] = float(np.median([getattr(trial, name) for trial in found.trials]))
-        values |= {name: found.mean(name) for name in ("page_faults", "system_ms", "throttled", "device_ms")}
+        values |= {name: float(np.median([getattr(trial, name) for trial in found.trials])) for name in MEDIANS}
+        values |= {name: found.mean(name) for name in MEANS}
         return self.row(column, shape, found.status, found.note, **facts, **values)
 
 
@@ -345,45 +338,24 @@ def gflop(model: nn.Module, shape: Shape) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def _gpu_state() -> str | None:
-    """Return the GPU's clock, power and temperature, as nvidia-smi says them; None where it is missing."""
-    query = "clocks.sm,power.draw,power.limit,temperature.gpu"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.splitlines()[0] if found else None
-
-
 class _Progress:
     """One line that says where the sweep is; in a notebook it is one output that is rewritten."""
 
-    def __init__(self, network: str, shapes: Sequence[Shape]) -> None:
-        self.network, self.shapes, self.began = network, shapes, time.monotonic()
-        self.number, self.handle = 0, None
+    def __init__(self, network: str) -> None:
+        self.network, self.place, self.began, self.handle = network, "", time.monotonic(), None
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self.began
 
     def trial(self, timings: dict[str, timing.Timing]) -> None:
-        last, first = list(timings.values())[-1], COLUMNS[next(iter(timings))].label
-        self.show(f"trial {len(last.trials)} · {COLUMNS[last.name].label} ×{last.ratio:.2f} {first}'s speed")
+        name, found = list(timings.items())[-1]
+        self.show(f"trial {len(found.trials)}, {COLUMNS[name].label} ×{found.ratio:.2f}")
 
     def show(self, what: str) -> None:
-        place = f"shape {self.number + 1} of {len(self.shapes)}, {'×'.join(map(str, self.shapes[self.number]))}"
-        self._write(f"{self.network}: {place}, {what} · {self.elapsed_s():.0f} s")
+        self.write(f"{self.place}, {what} · {self.elapsed_s():.0f} s")
 
-    def end(self, table: Sequence[Row], used_again: int, results: Results) -> None:
-        counts = Counter(str(row.status) for row in table).most_common()
-        said = ", ".join(f"{count} {status}" for status, count in counts)
-        days = sorted({row.measured_at[:10] for row in table if row.status in FINISHED})
-        when = f" Measured on {' and '.join(days)}, kept in {results.path.name}." if days else ""
-        earlier = f" {used_again} rows are from an earlier run." if used_again else ""
-        text = f"{self.network}: {len(self.shapes)} shapes, {len(table)} rows: {said}.{earlier}{when} {results.trouble}"
-        self._write(text.strip())
-
-    def _write(self, text: str) -> None:
+    def write(self, text: str) -> None:
+        text = f"{self.network}: {text}"
         if get_ipython() is None:  # a plain script
             print(text, flush=True)
         elif self.handle is None:
@@ -392,11 +364,8 @@ class _Progress:
             self.handle.update(Markdown(text))
 
 
-def _six_digits(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _four_digits(block_ms: np.ndarray) -> list[float]:
-    return [float(f"{value:.4g}") for value in block_ms]
+def _rounded(value: Any, digits: int) -> Any:
+    """Return numbers with fewer digits, in lists, too; None for what is no number."""
+    if isinstance(value, list):
+        return [_rounded(one, digits) for one in value]
+    return value if not isinstance(value, float) else float(f"{value:.{digits}g}") if math.isfinite(value) else None

@@ -149,7 +149,8 @@ def test_identity_stays_and_changes_with_the_machine_and_the_versions(monkeypatc
     assert machine.identity() != first, f"another {what} and the same identity"
 
 
-def test_a_gpu_without_nvidia_smi_has_an_unknown_driver(monkeypatch):
+def test_a_gpu_without_nvidia_smi_has_an_unknown_driver(monkeypatch, fresh_fingerprint):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
     monkeypatch.setenv("PATH", "")
-    assert machine._gpu_driver() == "unknown"
+    assert machine.fingerprint()["gpu_driver"] == "unknown"
