@@ -1,4 +1,4 @@
-"""The first result, seconds after the install: a network as an ONNX file, and what it says of a cat."""
+"""The first result, seconds after the install: a network as an ONNX file, and what it says of a cup of coffee."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ def first() -> int:
     model, weights = models.load_model(models.REAL_NETWORK)
     file = settings.exports_folder("first") / f"{models.REAL_NETWORK}.onnx"
     samples = photos.sample_photos().set_index("file")
-    x = preprocessing.preprocess(photos.open_photo(samples.path["cat.png"]), weights.preprocessing)
+    x = preprocessing.preprocess(photos.open_photo(samples.path["coffee.png"]), weights.preprocessing)
     with contextlib.redirect_stdout(io.StringIO()):  # the exporter's own progress
         torch.onnx.export(model, (torch.from_numpy(x),), file, dynamo=True)
     with torch.inference_mode():

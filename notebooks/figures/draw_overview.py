@@ -22,12 +22,12 @@ TARGET = Path(__file__).with_name("overview.png")
 
 
 def main() -> None:
-    """Export EfficientNet-Lite0, run the cat through it and draw the way."""
+    """Export EfficientNet-Lite0, run a cup of coffee through it and draw the way."""
     if plots.cjk_font() is None:
         sys.exit("There is no Chinese font here: install one (Debian: fonts-noto-cjk), or the names would be boxes.")
     plots.use_course_style()
     model, weights = models.load_model("efficientnet_lite0")
-    photo = photos.open_photo(photos.sample_photos().set_index("file").loc["cat.png", "path"])
+    photo = photos.open_photo(photos.sample_photos().set_index("file").loc["coffee.png", "path"])
     x = preprocessing.preprocess(photo, weights.preprocessing)
     path = settings.exports_folder("overview") / "efficientnet_lite0.onnx"
     example = (torch.from_numpy(x),)
