@@ -34,6 +34,11 @@ STYLES = {
 RATIO_TICKS = (0.1, 0.2, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)
 
 
+def look(column: str) -> dict[str, Any]:
+    """Return the colour, marker, line and label of a column, as ``ax.plot`` takes them."""
+    return {**dict(zip(("color", "marker", "linestyle"), STYLES[column], strict=True)), "label": COLUMNS[column].label}
+
+
 def present(table: pd.DataFrame) -> list[str]:
     """Return the columns of the speed tables that somebody could have here: those not unavailable at every shape."""
     there = set(table.loc[table["status"] != timing.Status.UNAVAILABLE, "column"])
@@ -76,35 +81,30 @@ def _cell(row: pd.Series, noise_floor: float) -> str:
     return f"{time} · {'≈' if verdict == 'undecided' else ''}×{row['ratio']:.2f}{width}{mark}"
 
 
-def times(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str] | None = None) -> Axes:
+def times(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str]) -> Axes:
     """Draw the article's picture: latency by input shape, one line per column, the band from p10 to p90.
 
     Args:
         table: of ``sweep.measure_table``.
         ax: where to draw.
-        columns: to draw; all that were measured, if not given.
+        columns: to draw.
     Returns:
         The Axes, its time axis logarithmic.
     """
     ax = plt.gca() if ax is None else ax
     place = _places(table, ax)
-    for column, rows in _measured(table, columns):
-        colour, marker, line = STYLES[column]
-        look: dict[str, Any] = {
-            "color": colour,
-            "marker": marker,
-            "linestyle": line,
-            "markersize": 5,
-            "label": COLUMNS[column].label,
-        }
-        for _, part in rows.groupby("batch"):  # a line must not join batch 1 and batch 16
-            x = [place[shape] for shape in _shapes(part)]
-            ax.plot(x, part["p50_ms"], **look)
-            ax.fill_between(x, part["p10_ms"], part["p90_ms"], color=colour, alpha=0.12, linewidth=0)
-            look["label"] = None
+    for column in columns:
+        style = look(column)
+        for _, rows in _measured(table, column, "p50_ms").groupby("batch"):  # no line joins batch 1 and batch 16
+            x = [place[shape] for shape in _shapes(rows)]
+            ax.plot(x, rows["p50_ms"], markersize=5, **style)
+            ax.fill_between(x, rows["p10_ms"], rows["p90_ms"], color=style["color"], alpha=0.12, linewidth=0)
+            style["label"] = None
     ax.set(ylabel="latency (ms)", yscale="log")
     plain_numbers(ax.yaxis)
-    return _legend(ax)
+    if ax.has_data():
+        ax.legend(fontsize="small")
+    return ax
 
 
 def differences(
@@ -117,44 +117,39 @@ def differences(
         ax: where to draw.
         columns: to draw.
         noise_floor: drawn as a grey band: differences inside it say nothing.
-    Returns:
-        The Axes.
     """
     ax = plt.gca() if ax is None else ax
-    place, base = _places(table, ax), "onnx_fix"
-    bases = {(row["batch"], row["height"], row["width"]): row for _, row in table[table["column"] == base].iterrows()}
+    place = _places(table, ax)
+    bases = _by_shape(table[table["column"] == "onnx_fix"])
     for number, column in enumerate(columns):
-        rows = table[table["column"] == column]
-        found = [(place[at], *results.compare_rows(row, bases[at])) for at, row in _by_shape(rows) if at in bases]
+        rows = _by_shape(table[table["column"] == column])
+        found = [(place[at], *results.compare_rows(row, bases[at])) for at, row in rows.items() if at in bases]
         x, ratio, rel_ci = np.array(found).reshape(-1, 3).T
-        _points(ax, column, x, 100 * (ratio - 1), 100 * ratio, rel_ci, number, len(columns))
+        _points(ax, column, x + 0.2 * (number - (len(columns) - 1) / 2), 100 * (ratio - 1), 100 * ratio, rel_ci)
     ax.axhspan(-100 * noise_floor, 100 * noise_floor, color=GREY, alpha=0.2, label=f"noise floor, ±{noise_floor:.1%}")
     ax.axhline(0, color=GREY, linewidth=1)
-    ax.set_ylabel(f"latency against {COLUMNS[base].label} (%)")
+    ax.set_ylabel("latency against ONNX fix (%)")
     ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(columns) + 1)
     return ax
 
 
-def ratios(
-    table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str] | None = None, noise_floor: float = 0.0
-) -> Axes:
+def ratios(table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str], noise_floor: float = 0.0) -> Axes:
     """Draw how many times as fast as PyTorch CPU each column is, with its 95 % interval, by input shape.
 
     Args:
         table: of ``sweep.measure_table``.
         ax: where to draw.
-        columns: to draw; all that were measured, if not given.
+        columns: to draw.
         noise_floor: drawn as a grey band around 1: ratios inside it say nothing.
     Returns:
         The Axes, its axis of ratios logarithmic.
     """
     ax = plt.gca() if ax is None else ax
     place = _places(table, ax)
-    drawn = [(column, rows) for column, rows in _measured(table, columns, "ratio") if column != REFERENCE]
-    for number, (column, rows) in enumerate(drawn):
-        x = np.array([place[shape] for shape in _shapes(rows)], dtype=float)
-        ratio = rows["ratio"].to_numpy()
-        _points(ax, column, x, ratio, ratio, rows["rel_ci"].to_numpy(), number, len(drawn))
+    for number, column in enumerate(columns):
+        rows = _measured(table, column, "ratio")
+        x = np.array([place[shape] for shape in _shapes(rows)]) + 0.2 * (number - (len(columns) - 1) / 2)
+        _points(ax, column, x, rows["ratio"], rows["ratio"], rows["rel_ci"])
     ax.axhspan(1 / (1 + noise_floor), 1 + noise_floor, color=GREY, alpha=0.2, label=f"noise floor, ±{noise_floor:.1%}")
     ax.axhline(1, color=STYLES[REFERENCE][0], label=f"{COLUMNS[REFERENCE].label} = 1")
     ax.set(ylabel="times as fast as PyTorch CPU", yscale="log")
@@ -164,79 +159,23 @@ def ratios(
     return ax
 
 
-def _points(
-    ax: Axes, column: str, x: np.ndarray, y: np.ndarray, ratio: np.ndarray, rel_ci: np.ndarray, number: int, of: int
-) -> None:
-    """Draw points with the intervals of their ratios, those of several columns side by side."""
-    colour, marker, _ = STYLES[column]
-    width = 1 + np.nan_to_num(rel_ci)
-    spread = np.array([ratio - ratio / width, ratio * width - ratio])
-    look: dict[str, Any] = {"color": colour, "marker": marker, "ls": "", "capsize": 3, "label": COLUMNS[column].label}
-    ax.errorbar(x + 0.2 * (number - (of - 1) / 2), y, yerr=spread, **look)
+def _points(ax: Axes, column: str, x: np.ndarray, y: Any, ratio: Any, rel_ci: Any) -> None:
+    """Draw points with the intervals of their ratios."""
+    if len(x):
+        width, style = 1 + np.nan_to_num(rel_ci), look(column) | {"linestyle": ""}
+        ax.errorbar(x, y, yerr=(ratio - ratio / width, ratio * width - ratio), capsize=3, **style)
 
 
-def against_pixels(
-    table: pd.DataFrame, ax: Axes | None = None, *, columns: Sequence[str] | None = None, value: str = "p50_ms"
-) -> Axes:
-    """Draw a number of each column against the number of pixels, batch × height × width, both axes logarithmic.
-
-    Args:
-        table: of ``sweep.measure_table``.
-        ax: where to draw.
-        columns: to draw; all that were measured, if not given.
-        value: "p50_ms", "peak_rss_mib" or "page_faults".
-    Returns:
-        The Axes.
-    """
-    ax = plt.gca() if ax is None else ax
-    names = {"p50_ms": "latency (ms)", "peak_rss_mib": "peak memory (MiB)", "page_faults": "page faults per run"}
-    for column, rows in _measured(table, columns, value):
-        colour, marker, line = STYLES[column]
-        rows = rows.assign(pixels=rows["batch"] * rows["height"] * rows["width"]).sort_values("pixels")
-        label = COLUMNS[column].label
-        ax.plot(rows["pixels"], rows[value], color=colour, marker=marker, linestyle=line, markersize=5, label=label)
-    ax.set(xscale="log", yscale="symlog" if value == "page_faults" else "log", xlabel="pixels in the batch")
-    ax.set_ylabel(names[value])
-    if value == "page_faults":
-        ax.margins(y=0.1)
-        ax.set_ylim(bottom=0)  # a count; symlog alone shows as much below zero
-    else:
-        plain_numbers(ax.yaxis)
-    return _legend(ax)
-
-
-def beside(table: pd.DataFrame, other: pd.DataFrame, ax: Axes | None = None, *, column: str, name: str) -> Axes:
-    """Draw one column of the reader's table and of another machine's, by input shape.
-
-    Args:
-        table: of ``sweep.measure_table``.
-        other: rows of another machine, or ``article.rows``.
-        ax: where to draw.
-        column: a key of ``COLUMNS``.
-        name: of the other machine, for the legend.
-    Returns:
-        The Axes.
-    """
-    ax = plt.gca() if ax is None else ax
-    place = _places(pd.concat([table, other]), ax)
-    colour, marker, _ = STYLES[column]
-    looks: list[dict[str, Any]] = [{"color": GREY, "ls": ":", "label": name}, {"color": colour, "label": "here"}]
-    for rows, look in zip((other, table), looks, strict=True):
-        for _, found in _measured(rows, [column]):
-            for _, part in found.groupby("batch"):
-                ax.plot([place[shape] for shape in _shapes(part)], part["p50_ms"], marker=marker, **look)
-                look["label"] = None
-    ax.set(ylabel="latency (ms)", yscale="log", title=COLUMNS[column].label)
-    plain_numbers(ax.yaxis)
-    return _legend(ax)
-
-
-def _by_shape(rows: pd.DataFrame) -> list[tuple[tuple[int, int, int], pd.Series]]:
-    return list(zip(_shapes(rows), (row for _, row in rows.iterrows()), strict=True))
+def _measured(table: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
+    return table[(table["column"] == column) & table[value].notna()].sort_values(["batch", "height", "width"])
 
 
 def _shapes(rows: pd.DataFrame) -> list[tuple[int, int, int]]:
     return list(rows[["batch", "height", "width"]].itertuples(index=False, name=None))
+
+
+def _by_shape(rows: pd.DataFrame) -> dict[tuple[int, int, int], pd.Series]:
+    return dict(zip(_shapes(rows), (row for _, row in rows.iterrows()), strict=True))
 
 
 def _places(table: pd.DataFrame, ax: Axes) -> dict[tuple[int, int, int], int]:
@@ -250,18 +189,6 @@ def _places(table: pd.DataFrame, ax: Axes) -> dict[tuple[int, int, int], int]:
     ax.set_xlabel("height and width (px)" if one_batch else "batch × height and width (px)")
     ax.set_xlim(-0.5, max(len(place), 1) - 0.5)
     return place
-
-
-def _measured(table: pd.DataFrame, columns: Sequence[str] | None, value: str = "p50_ms") -> list:
-    found = table[table[value].notna()].sort_values(["batch", "height", "width"])
-    parts = [(column, found[found["column"] == column]) for column in (STYLES if columns is None else columns)]
-    return [(column, part) for column, part in parts if len(part)]
-
-
-def _legend(ax: Axes) -> Axes:
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(fontsize="small")
-    return ax
 
 
 def plain_numbers(axis: Axis) -> None:

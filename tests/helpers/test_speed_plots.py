@@ -8,7 +8,6 @@ import pytest
 from speed_tables import make_table, plain_ms, sparse, with_status
 
 from helpers.engines import AA, COLUMNS
-from helpers.speed import article
 from helpers.speed import plots as speed_plots
 from helpers.timing import Status
 
@@ -32,23 +31,16 @@ def test_no_two_columns_look_alike():
     assert len({style[1:] for style in speed_plots.STYLES.values()}) == len(COLUMNS) - 1, "two differ in colour only"
 
 
-def beside_the_article(table, ax):
-    return speed_plots.beside(table, article.rows("resnet18"), ax, column="onnx_fix", name="x")
-
-
 @pytest.mark.parametrize(
-    ("draw", "unit"),
+    ("draw", "columns", "unit"),
     [
-        (speed_plots.times, "(ms)"),
-        (speed_plots.ratios, "times as fast"),
-        (speed_plots.against_pixels, "(ms)"),
-        (partial(speed_plots.against_pixels, value="peak_rss_mib"), "(MiB)"),
-        (partial(speed_plots.against_pixels, value="page_faults"), "page faults"),
-        (partial(speed_plots.differences, columns=ONNX, noise_floor=0.02), "(%)"),
-        (beside_the_article, "(ms)"),
+        (speed_plots.times, speed_plots.STYLES, "(ms)"),
+        (speed_plots.ratios, speed_plots.STYLES, "times as fast"),
+        (partial(speed_plots.differences, noise_floor=0.02), ONNX, "(%)"),
     ],
 )
-def test_axes_carry_units_and_a_legend_and_gaps_do_no_harm(draw, unit, table, ax):
+def test_axes_carry_units_and_a_legend_and_gaps_do_no_harm(draw, columns, unit, table, ax):
+    draw = partial(draw, columns=columns)
     assert draw(table, ax) is ax and unit in ax.get_ylabel() and ax.get_xlabel()
     assert COLUMNS["pytorch_gpu"].label not in {text.get_text() for text in ax.get_legend().get_texts()}
     for name, some in sparse(table):
