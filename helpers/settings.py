@@ -1,13 +1,16 @@
 """Where things are, and the choices that a reader makes for the whole course, each by an environment variable."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS, DATA = ROOT / "notebooks", ROOT / "data"
+EXPORTS = ROOT / os.environ.get("COURSE_EXPORTS", "data/exports")  # what the notebooks write; not kept in git
 IMAGES, WEIGHTS = DATA / "images", DATA / "weights"  # a reader may put files into both
-EXPORTS = DATA / "exports"  # .onnx files that the notebooks write; not kept in git
+if not (IMAGES.exists() or os.access(DATA, os.W_OK)):  # a course that may only be read
+    IMAGES = EXPORTS / "images"
 SEED = 2024
 EFFORTS = ("quick", "standard", "full")
 LANGUAGES = ("english", "chinese")
@@ -54,7 +57,17 @@ def results_folder() -> Path:
 
 
 def exports_folder(notebook: str) -> Path:
-    """Return the folder for a notebook's exported models, ``data/exports/<notebook>``, made if it is not there."""
+    """Return the folder for a notebook's exported models, ``data/exports/<notebook>``, made if it is not there.
+
+    Raises:
+        PermissionError: if nothing can be written there; the message says what to do.
+    """
     folder = EXPORTS / notebook
-    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # what is wrong, the next line says in words
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(
+            f"Nothing can be written to {folder}, where this notebook puts its files. Set the environment variable "
+            "COURSE_EXPORTS to a folder of your own, before Jupyter starts."
+        )
     return folder

@@ -225,6 +225,7 @@ def measure(
     opened = {**openers, again: openers[reference]} if aa else dict(openers)
     rng, began = np.random.default_rng(seed), clock()
     timings = {name: Timing(name) for name in opened}
+    found = {name: timings[name] for name in openers}
     done, repeats = 0, REPEATS if trials >= MIN_TRIALS else 0  # what gives no interval is not worth repeating
     while True:
         for name in map(str, rng.permutation(list(opened))):
@@ -233,9 +234,9 @@ def measure(
             if trial.contended:
                 repeats = 0  # repeating did not help: this machine is busy, and the rows will say so
             if done + 1 < trials and clock() - began > budget_s:
-                for timing in timings.values():
+                for timing in found.values():
                     timing.status, timing.note = Status.BUDGET, f"time was up after {done} of {trials} trials"
-                return {name: timings[name] for name in openers}
+                return found
         done += 1
         for timing in timings.values():
             timing.ratio, timing.rel_ci = ratio_interval(timings[reference].medians_ms, timing.medians_ms)
@@ -244,21 +245,14 @@ def measure(
         rough = any(timing.rel_ci > TARGET_REL_CI for timing in timings.values())
         if done >= trials and not (rough and done < 2 * trials and clock() - began < max_extra_s):
             break
-    for timing in timings.values():
-        _judge(timing)
+    for timing in found.values():
         timing.noise_floor = noise_floor(timings[again].ratio, timings[again].rel_ci) if aa else 0.0
-    return {name: timings[name] for name in openers}
-
-
-def _judge(timing: Timing) -> None:
-    """Set the status: CONTENDED if something else ran in a trial in spite of the repeats."""
-    loud = [trial for trial in timing.trials if trial.contended]
-    if loud:
-        periods, most = np.nansum([trial.throttled for trial in loud]), max(trial.other_cores for trial in loud)
-        what = (
-            f"a quota stopped it in {periods:.0f} periods" if periods else f"other programs took up to {most:.1f} cores"
-        )
-        timing.status, timing.note = Status.CONTENDED, f"{what}, in {len(loud)} of {len(timing.trials)} trials"
+        if loud := [trial for trial in timing.trials if trial.contended]:
+            periods, most = np.nansum([trial.throttled for trial in loud]), max(trial.other_cores for trial in loud)
+            stopped = f"a quota stopped it in {periods:.0f} periods"
+            what = stopped if periods else f"other programs took up to {most:.1f} cores"
+            timing.status, timing.note = Status.CONTENDED, f"{what}, in {len(loud)} of {len(timing.trials)} trials"
+    return found
 
 
 def _trial(name: str, opener: Callable[[], Run], repeats: int) -> Trial:

@@ -13,24 +13,23 @@ import subprocess
 import sys
 import tempfile
 import timeit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
-from helpers import counters, engines
+from helpers import counters, engines, settings
 
 if TYPE_CHECKING:
     from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
 # With less than so many times the input's size free, a column is tried in a process of its own before it is run.
 # Peaks of the course's networks, without their imports, were up to 70 times the input (a test looks at data/results).
 TRY_APART = 300
 OUT_OF_MEMORY = re.compile(
-    r"not enough memory|can't allocate|cannot allocate|bad.?alloc|failed to allocate|out of memory", re.IGNORECASE
+    r"MemoryError|not enough memory|can(no|')t allocate|bad.?alloc|failed to allocate|out of memory", re.IGNORECASE
 )
 
 
@@ -86,20 +85,13 @@ def measure_peak(
 
             task["program"] = str(Path(folder) / "network.pt2")
             torch.export.save(torch.export.export(model, (torch.zeros(tuple(shape)),)), task["program"])
-        done = subprocess.run(
-            [sys.executable, "-X", "utf8", "-m", "helpers.speed.memory"],
-            input=json.dumps(task),
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
+        command = [sys.executable, "-X", "utf8", "-m", "helpers.speed.memory", json.dumps(task)]
+        own = {**os.environ, **(environment or {})}
+        done = subprocess.run(command, cwd=settings.ROOT, env=own, capture_output=True, encoding="utf-8", check=False)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     last = (done.stderr.strip().splitlines() or [""])[-1]
-    if done.returncode == -9 or OUT_OF_MEMORY.search(done.stderr) or "MemoryError" in last:
+    if done.returncode == -9 or OUT_OF_MEMORY.search(done.stderr):
         raise OutOfMemoryError(f"memory ran out for an input of shape {tuple(shape)}: {last or 'killed by the system'}")
     raise RuntimeError(f"the process that measures memory ended with code {done.returncode}: {last}")
 
@@ -116,37 +108,35 @@ def _peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
-def _run_alone(task: dict[str, Any]) -> dict[str, float | None]:
+def _run_alone(*, shape: list[int], threads: int, runs: int, network: str, program: str, path: str) -> dict[str, float]:
     with contextlib.suppress(OSError):  # no such file, or a container in which it is read-only
         Path("/proc/self/oom_score_adj").write_text("1000")  # Linux then ends this process first, not the notebook
-    x = np.random.default_rng(0).standard_normal(task["shape"], dtype=np.float32)
-    if task["path"]:
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    if path:
         base = psutil.Process().memory_info().rss
-        backend = engines.onnxruntime(task["path"], x, threads=task["threads"])
-        return {"base_rss_mib": base / 2**20, **_timed(backend.run, task["runs"]), "peak_rss_mib": _peak_rss_mib()}
-    import torch
-    import torchvision
-
-    base = psutil.Process().memory_info().rss
-    torch.set_num_threads(task["threads"])
-    program, network = task["program"], task["network"]
-    if program:
-        model = torch.export.load(program).module()
+        run = engines.onnxruntime(path, x, threads=threads).run
     else:
-        model = torchvision.models.get_model(network, weights=None).eval()
-    with torch.inference_mode():
-        found = _timed(lambda: model(torch.from_numpy(x)), task["runs"])
-    return {"base_rss_mib": base / 2**20, **found, "peak_rss_mib": _peak_rss_mib()}
+        import torch
+        import torchvision
 
-
-def _timed(run: Callable[[], object], runs: int) -> dict[str, float]:
-    """Run once, then time the runs; return their median, and per run what the system counted in them."""
+        base = psutil.Process().memory_info().rss
+        torch.set_num_threads(threads)
+        if program:
+            model = torch.export.load(program).module()
+        else:
+            model = torchvision.models.get_model(network, weights=None).eval()
+        run = torch.inference_mode()(lambda: model(torch.from_numpy(x)))
     run()
     before, seconds = counters.Counters.read(), timeit.repeat(run, number=1, repeat=runs)
     seen = counters.Counters.read().since(before)
-    faults, system_ms = seen.page_faults / runs, seen.system_s * 1e3 / runs
-    return {"p50_ms": float(np.median(seconds)) * 1e3, "page_faults": faults, "system_ms": system_ms}
+    return {
+        "base_rss_mib": base / 2**20,
+        "p50_ms": float(np.median(seconds)) * 1e3,
+        "page_faults": seen.page_faults / runs,
+        "system_ms": seen.system_s * 1e3 / runs,
+        "peak_rss_mib": _peak_rss_mib(),
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(_run_alone(json.loads(sys.stdin.read()))))
+    print(json.dumps(_run_alone(**json.loads(sys.argv[1]))))

@@ -10,7 +10,7 @@ import sys
 import venv
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / "data" / "exports" / "paddle"
+FOLDER = Path(__file__).resolve().parents[2] / os.environ.get("COURSE_EXPORTS", "data/exports") / "paddle"
 PACKAGES = (
     *("paddlepaddle==3.3.1", "paddle2onnx==2.1.0", "scikit-learn==1.9.1"),
     *("packaging", "setuptools"),  # needed by the two, and named by neither

@@ -1,5 +1,9 @@
 """helpers/settings.py: each choice, and what a wrong one is told."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from helpers import settings
@@ -35,12 +39,16 @@ def test_by_effort_follows_the_setting(monkeypatch, effort):
     assert found == {"quick": 10, "standard": 50, "full": 200, None: 50}[effort], f"wrong value for effort {effort}"
 
 
-def test_exports_folder_is_made_once_and_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(settings, "EXPORTS", tmp_path / "data" / "exports")
-    folder = settings.exports_folder("01")
-    (folder / "model.onnx").write_bytes(b"onnx")
-    assert (settings.exports_folder("01") / "model.onnx").read_bytes() == b"onnx"
-    assert folder == tmp_path / "data" / "exports" / "01" and settings.exports_folder("02") != folder
+def test_exports_can_be_moved_and_what_cannot_be_written_says_how(monkeypatch, tmp_path):
+    """A hub's shared copy of the course may only be read."""
+    code = "from helpers import settings; print(settings.exports_folder('01'), settings.EXPORTS)"
+    command, own = [sys.executable, "-c", code], os.environ | {"COURSE_EXPORTS": str(tmp_path / "mine")}
+    done = subprocess.run(command, cwd=settings.ROOT, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'mine' / '01'} {tmp_path / 'mine'}\n" and (tmp_path / "mine" / "01").is_dir()
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(settings, "EXPORTS", tmp_path / "a file")
+    with pytest.raises(PermissionError, match=r"(?s)Nothing can be written to .*a file.*Set .* COURSE_EXPORTS to"):
+        settings.exports_folder("01")
 
 
 def test_quick_runs_leave_no_results_among_those_kept(monkeypatch, tmp_path):
