@@ -15,35 +15,51 @@ from helpers import settings
 IGNORED = (
     (r"\x1b\[[0-9;]*m", ""),  # colours
     *((rf"\bindex: {n}\b", f"index: {axis}") for n, axis in enumerate(("batch", "channels", "height", "width"))),
-    (r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\",()]+){2,}", "path"),
+    (r"\bcode:? \(?137\b", "killed for memory"),
+    (r"(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\",()]+[\\/])+", "path/"),
     (r"\b\d+(?:\.\d+)*\b", "#"),
     (r"[‘’`]", "'"),
     (r"\s+", " "),
 )
+SHOWN = 3  # causes at most; the first is the likeliest
 
 
 def table() -> pd.DataFrame:
-    """Return every cause that the course knows: key, words (of the message), cause, tell (it apart), repair."""
+    """Return every cause that the course knows, one row per cause, the more special ones first.
+
+    Its columns: ``key``, ``kind`` (what one was doing), ``words`` (of the message), ``cause``, ``tell`` (it apart),
+    ``repair``, ``seen`` (who says so, in which version). In ``words``, ``|`` stands between ways to say it, ``…`` for
+    anything, ``*`` for a part of a name.
+    """
     return pd.read_csv(settings.DATA / "errors.csv", keep_default_na=False)
 
 
 def find(message: str) -> pd.DataFrame:
-    """Find the causes that a message can have; numbers, paths and line ends in it are ignored.
+    """Find the causes that a message can have; numbers, folders and line ends in it are ignored.
 
     Args:
         message: pasted as it is, the whole traceback if you like.
     Returns:
-        Rows of ``table()``: none, the one cause, or the few to tell apart.
+        Rows of ``table()``, none to ``SHOWN``: the likeliest cause, then what it may also be.
     """
     plain, causes = _plain(message), table()
-    return causes[[any(_holds(plain, parts) for parts in _parts(words)) for words in causes["words"]]]
+    found = causes[[bool(re.search(_pattern(words), plain)) for words in causes["words"]]].head(SHOWN)
+    return found.assign(cause=["this may also be: " * (n > 0) + cause for n, cause in enumerate(found["cause"])])
+
+
+def printed() -> str:
+    """Return HTML: the table itself, in the order of its kinds, in a frame that scrolls."""
+    rows = table().sort_values("kind", kind="stable").set_index("key")
+    rows["message"] = [re.sub(r"\|", " | ", words) for words in rows["words"]]
+    body = rows[["kind", "message", "cause", "tell", "repair", "seen"]].to_html()
+    return f'<div class="error-table" style="max-height: 30em; overflow: auto">{body}</div>'
 
 
 def search_box() -> str:
     """Return HTML: a field that searches the table as one types, in the page itself, without a network."""
-    rows = [row | {"words": _parts(row["words"])} for row in table().to_dict("records")]
+    rows = [row | {"words": _pattern(row["words"])} for row in table().to_dict("records")]
     # "<" as an escape: nothing in the table can end the script
-    data = json.dumps({"rows": rows, "ignored": IGNORED}, ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps({"rows": rows, "ignored": IGNORED, "shown": SHOWN}, ensure_ascii=False).replace("<", "\\u003c")
     return Path(__file__).with_suffix(".html").read_text("utf-8").replace("{{ data }}", data)
 
 
@@ -53,11 +69,7 @@ def _plain(text: str) -> str:
     return text.lower()
 
 
-def _parts(words: str) -> list[list[str]]:
-    """Return the ways in which a message can be worded, each as the parts that stand in it, in this order."""
-    return [[_plain(part).strip() for part in way.split("…")] for way in words.split("|")]
-
-
-def _holds(plain: str, parts: list[str]) -> bool:
-    at = 0
-    return all((at := plain.find(part, at) + 1) > 0 for part in parts)
+def _pattern(words: str) -> str:
+    """Return a regular expression, as Python and JavaScript both read it, that finds the words in a plain message."""
+    ways = (re.escape(_plain(way).strip()) for way in words.split("|"))
+    return "|".join(way.replace("…", ".*?").replace(r"\*", r'[^\s"]*') for way in ways)

@@ -156,6 +156,7 @@ def simplify(folder):
 
 HALF, BRAIN, DOUBLE = TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
 RGBA, NHWC, BATCH = np.zeros((1, 4, 32, 32), np.float32), np.zeros((1, 32, 32, 3), np.float32), np.repeat(X, 4, axis=0)
+TWINS = {"unknown-operator", "frozen-reshape"}  # another cause has the same message: they come second
 # case: (how to provoke it in an empty folder, the cause that must be among those shown)
 MESSAGES = {
     "rank": (lambda f: run(node_file(f / "a.onnx"), X[0]), "wrong-rank"),
@@ -201,7 +202,7 @@ MESSAGES = {
     "aten": (export(Fourier(), dynamo=False), "no-translation"),
     "Bessel": (export(Bessel()), "no-translation"),
     "ViT": (export(vision_transformer(), dynamic_shapes=({2: "height", 3: "width"},)), "frozen-batch"),
-    "ViT, old exporter": (old_transformer, "frozen-table"),
+    "ViT, old exporter": (old_transformer, "sizes-meet"),
     "onnxsim": (simplify, "onnxsim-dynamic"),
     "module.": (prefixed, "module-prefix"),
     "other network": (lambda f: Flat().load_state_dict(nn.ReLU().state_dict()), "other-network"),
@@ -218,7 +219,7 @@ def test_real_message_leads_to_its_cause(tmp_path, case):
     with pytest.raises(Exception) as caught:
         provoke(tmp_path)
     found = errors.find(str(caught.value))["key"].tolist()
-    assert key in found[:3] and len(found) <= 3, f"found {found} for: {str(caught.value)[:400]}"
+    assert key == found[key in TWINS], f"found {found} for: {str(caught.value)[:400]}"
 
 
 def test_missing_onnxscript(monkeypatch):
@@ -227,7 +228,7 @@ def test_missing_onnxscript(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ModuleNotFoundError) as caught:
         importlib.import_module("onnxscript")
-    assert errors.find(str(caught.value))["key"].tolist() == ["no-onnxscript"]
+    assert errors.find(str(caught.value))["key"].iloc[0] == "no-onnxscript"
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="this machine has it")
@@ -236,13 +237,13 @@ def test_missing_gpu_provider(tmp_path):
         ort.InferenceSession(
             node_file(tmp_path / "a.onnx"), providers=["CUDAExecutionProvider", "CPUExecutionProvider"]
         )
-    assert errors.find(str(caught[0].message))["key"].tolist() == ["no-cuda"]
+    assert errors.find(str(caught[0].message))["key"].iloc[0] == "no-cuda"
 
 
 def test_numbers_and_paths_do_not_matter_but_the_axis_does():
     text = "[ONNXRuntimeError] : 2 : Got invalid dimensions for input: x\n index: {} Got: {} Expected: 3"
-    assert errors.find(text.format(1, 4))["key"].tolist() == ["channels-last"]
-    assert errors.find(text.format(0, 999))["key"].tolist() == ["fixed-batch"]
+    assert errors.find(text.format(1, 4))["key"].iloc[0] == "channels-last"
+    assert errors.find(text.format(0, 999))["key"].iloc[0] == "fixed-batch"
     assert errors.find("all is well").empty and errors.find("").empty
 
 
@@ -281,9 +282,9 @@ def test_a_missing_library_of_the_gpu_is_found():
     )
     said += "cannot open shared object file: No such file or directory"
     for library in (("libcublasLt", 13), ("libcudnn", 9), ("libcudart", 13)):
-        assert errors.find(said.format(*library))["key"].tolist() == ["no-cuda"]
+        assert errors.find(said.format(*library))["key"].iloc[0] == "no-cuda"
 
 
 def test_box_keeps_the_table_inside_its_script():
-    held = re.search(r"const \{rows, ignored\} = (.*);\n", errors.search_box())[1]
+    held = re.search(r"const \{rows, ignored, shown\} = (.*);\n", errors.search_box())[1]
     assert len(json.loads(held)["rows"]) == len(errors.table())
