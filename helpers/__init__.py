@@ -8,6 +8,8 @@ The base that every lesson stands on; read it first, in this order:
     photos         the samples, and opening what people really have; no PyTorch
     preprocessing  making a photo the network's input
     models         the networks and their weights
+    checkpoints    weights of your own network, read safely
+    export         a file checked at every batch and size that it promises
     labels         class names, English and Chinese
     plots          how pictures look
     graph          what is in an .onnx file, and what was said while it was written

