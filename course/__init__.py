@@ -2,15 +2,19 @@
 
 Read first ``run``, then ``build``:
 
-    notebooks  the notebooks as files, and the lines that are generated from them
+    notebooks  the notebooks as files, the lines that are generated from them, copies without solutions
     freshness  what a notebook's outputs depend on: a change elsewhere makes nothing stale
     run        the one place that runs notebooks; it keeps executed copies
     kernels    kernels that start warm, for a try of the whole course
     warm       what the process behind them imports
     build      the site of executed copies; storing outputs in the notebooks
     slides     decks that open from disk
-    handout    copies without solutions
-    pdf        the whole course as a PDF
-    pictures   pictures of pages and plots, to proofread
+    paper      the whole course as a PDF; pictures of pages, to proofread
     first      a first result in seconds
 """
+
+import os
+
+from helpers import settings
+
+WORK = (settings.ROOT if os.access(settings.ROOT, os.W_OK) else settings.EXPORTS) / "_build"  # not kept in git

@@ -5,9 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
+from course import WORK
 from helpers import settings
-
-WORK = settings.ROOT / "_build"
 
 
 def check_results(paths: list[Path]) -> int:
@@ -32,22 +31,21 @@ def run(choice: argparse.Namespace) -> int:
         return first()
     if choice.command == "check":
         return check_results(choice.files)
-    from course import build, handout, notebooks, pdf, pictures, slides
+    from course import build, notebooks, paper, slides
 
     if choice.command == "build":
         return build.build(choice.effort or settings.effort(), choice.only, choice.out)
     if choice.command == "store":
         return build.store(choice.only)
     if choice.command == "pictures":
-        print(f"{len(pictures.pictures(choice.site, WORK / 'pictures'))} pictures in {WORK / 'pictures'}")
+        print(f"{len(paper.pictures(choice.site, WORK / 'pictures'))} pictures in {WORK / 'pictures'}")
     elif choice.command == "pdf":
-        print(pdf.pdf(choice.out))
-    elif choice.command == "slides":
-        for path in notebooks.choose(choice.only):
+        print(paper.pdf(choice.out))
+    for path in notebooks.choose(choice.only) if choice.command in ("slides", "handout") else ():
+        if choice.command == "slides":
             print(slides.slides(path, WORK / "slides").resolve().as_uri())
-    else:
-        for path in notebooks.choose(choice.only):
-            print(handout.handout(path, settings.ROOT / "handout", force=choice.force))
+        else:
+            print(notebooks.handout(path, settings.ROOT / "handout", force=choice.force))
     return 0
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import joblib
 from nbformat import NotebookNode
 
-from course import notebooks
-from course.run import KERNELS_LOG, WORK, run_all
+from course import WORK, notebooks
+from course.run import KERNELS_LOG, run_all
 from helpers import settings
 
 

@@ -1,4 +1,4 @@
-"""The notebooks as files: which there are, what they promise, and the lines that are generated from that."""
+"""The notebooks as files: which there are, what they promise, the lines generated from that, copies to hand out."""
 
 import re
 import shutil
@@ -7,6 +7,7 @@ from typing import Any
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
+from nbconvert.preprocessors import TagRemovePreprocessor
 
 from course import freshness
 from helpers import settings
@@ -40,6 +41,28 @@ def write(path: Path, nb: nbformat.NotebookNode) -> None:
     part = path.with_suffix(".part")
     part.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
     part.replace(path)
+
+
+def handout(path: Path, out: Path, *, force: bool = False) -> Path:
+    """Copy a notebook without its solutions, and the pictures, to a folder beside ``helpers``; return the copy.
+
+    FileExistsError if the file is there and holds something else, perhaps somebody's answers, unless ``force``.
+    """
+    nb, _ = TagRemovePreprocessor(remove_cell_tags={"solution"}).preprocess(read(path), {})
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":  # the pages beside the notebooks are not handed out
+            cell.source = re.sub(r"\[([^\]]*)\]\(\w+\.md[^)]*\)", r"\1", GENERATED.sub("", cell.source))
+        cell.metadata.pop("course", None)  # wrong answers, for the tests
+    nb.metadata.pop("course", None)  # the stored run's hash is that of the whole notebook
+    made = out / path.name
+    if made.exists() and not force and read(made) != nb:
+        raise FileExistsError(
+            f"{made} differs from a fresh handout. It may hold answers, which would be lost: move it away first, or "
+            "overwrite it with --force."
+        )
+    copy_figures(out)
+    write(made, nb)
+    return made
 
 
 def copy_figures(out: Path) -> None:

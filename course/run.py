@@ -21,10 +21,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from course import freshness, notebooks
+from course import WORK, freshness, notebooks
 from helpers import settings
 
-WORK = settings.ROOT / "_build"
 KERNELS_LOG = WORK / "kernels.log"
 MOST_AT_ONCE = 4  # notebooks side by side: each may take 2 GiB of memory
 WARM_FROM = 6  # notebooks: the warm process takes some seconds to import its libraries

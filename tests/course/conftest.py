@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from courses import ASK, REFUSED, Built, build, copy_course, make, wrong_answers
 
-from course import notebooks
+from course import notebooks, paper
 from helpers import settings
 from notebooks.lessons import chromium, webpage
 
@@ -45,9 +45,7 @@ def browser():
     """Start a browser; one a test, as the commands start their own and Playwright allows one at a time."""
     if lack := chromium.missing():
         pytest.skip(lack)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright, chromium.launch(playwright) as running:
+    with paper.browser() as running:
         yield running
 
 

@@ -11,8 +11,7 @@ from courses import NOTEBOOKS, code_cells, make, pictures, printed, tags
 from PIL import Image
 
 from course import __main__ as command
-from course import handout, notebooks, pdf, run, slides
-from course import pictures as pictured
+from course import notebooks, paper, run, slides
 from helpers import plots, settings
 from notebooks.lessons import chromium
 
@@ -121,7 +120,7 @@ def test_every_slide_is_in_its_frame_and_not_blank(decks, browser):
 
 @each_notebook
 def test_handout_has_the_questions_and_no_solution(path, tmp_path):
-    made = handout.handout(path, tmp_path / "handout")
+    made = notebooks.handout(path, tmp_path / "handout")
     copy, whole = nbformat.read(made, as_version=4), notebooks.read(path)
     nbformat.validate(copy)
     left_out = code_cells(whole, "solution")
@@ -130,7 +129,7 @@ def test_handout_has_the_questions_and_no_solution(path, tmp_path):
     for picture in re.findall(r"\]\((figures/[^)]+)\)", str(copy)):
         assert (made.parent / picture).exists()
     assert ".md)" not in str(copy), "a link to a page that is not handed out"
-    handout.handout(path, tmp_path / "handout")  # nobody has worked in it: it may be made again
+    notebooks.handout(path, tmp_path / "handout")  # nobody has worked in it: it may be made again
 
 
 def test_handout_runs_and_with_answers_in_it_is_not_overwritten(tmp_path, capsys, monkeypatch):
@@ -158,7 +157,7 @@ def test_handout_runs_and_with_answers_in_it_is_not_overwritten(tmp_path, capsys
 @needs_browser
 @pytest.mark.browser
 def test_the_pdf_holds_every_notebook_and_nothing_runs_off(browser, tmp_path):
-    tab = pdf.on_paper(browser, pdf.single_page(tmp_path / "page"))
+    tab = paper.on_paper(browser, paper.single_page(tmp_path / "page"))
     contents = tab.inner_text("nav.book-contents")
     assert [path.name for path in NOTEBOOKS if notebooks.title(path).replace("`", "") not in contents] == []
     assert tab.evaluate("Array.from(document.images).every((one) => one.complete && one.naturalWidth > 0)")
@@ -195,11 +194,11 @@ PAGE = """<!doctype html><meta name="color-scheme" content="light dark"><title>A
 def test_pictures_show_a_page_whole_at_both_widths_light_and_dark(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "page.html").write_text(PAGE, encoding="utf-8")
-    taken = {path.name: path for path in pictured.pictures(tmp_path / "site", tmp_path / "pictures")}
-    for screen, width in pictured.SCREENS.items():
+    taken = {path.name: path for path in paper.pictures(tmp_path / "site", tmp_path / "pictures")}
+    for screen, width in paper.SCREENS.items():
         for scheme, is_right in (("light", lambda grey: grey > 200), ("dark", lambda grey: grey < 60)):
             strips = [Image.open(taken[f"page-{screen}-{scheme}-{number:02d}.png"]) for number in (1, 2)]
-            assert [strip.size for strip in strips] == [(width, pictured.STRIP), (width, 500)]
+            assert [strip.size for strip in strips] == [(width, paper.STRIP), (width, 500)]
             assert is_right(strips[0].convert("L").getpixel((100, 100)))
 
 
@@ -208,4 +207,4 @@ def test_what_needs_a_browser_or_a_site_says_so(monkeypatch, tmp_path, capsys):
     assert "python -m course build makes one" in capsys.readouterr().err
     monkeypatch.setattr(chromium, "missing", lambda: "no browser: none of chromium is on the PATH")
     assert command.main(["pdf", "--out", str(tmp_path / "course.pdf")]) == 2
-    assert "printed by a browser: no browser" in capsys.readouterr().err
+    assert "needs a browser: no browser" in capsys.readouterr().err

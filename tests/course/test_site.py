@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from courses import NOTEBOOKS
 
-from course import pictures as pictured
+from course import paper
 from helpers import settings
 
 LOCAL = ("file:", "data:", "blob:")
@@ -116,9 +116,9 @@ PALE_CELLS = """() => {
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", pictured.SCREENS)
+@pytest.mark.parametrize("screen", paper.SCREENS)
 def test_pages_open_without_network_error_or_missing_picture(course, tab, screen, scheme):
-    tab.set_viewport_size({"width": pictured.SCREENS[screen], "height": 844})
+    tab.set_viewport_size({"width": paper.SCREENS[screen], "height": 844})
     tab.emulate_media(color_scheme=scheme)
     for page in sorted(course.site.glob("*.html")):
         tab.goto(page.as_uri())
