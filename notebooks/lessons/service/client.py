@@ -41,7 +41,7 @@ def running(*options: object, program: str = "serve", python: str | Path = sys.e
         try:
             url = process.stdout.readline().strip()
             try:
-                ask(f"{url}/health")
+                ask(f"{url}/ready")
             except (OSError, ValueError):  # it ended before it could serve, or even before it had an address
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(5)  # and says why
@@ -71,12 +71,20 @@ def ask(url: str, body: bytes | None = None, kind: str = "image/jpeg") -> tuple[
         return error.code, error.read().decode()
 
 
-def new_worker(url: str, old: int | None) -> int:
-    """Wait for another worker than the old one; return its process id."""
+def live(url: str) -> dict:
+    """Return what the service says of itself: how many pictures wait, and its workers' process ids."""
+    return json.loads(ask(f"{url}/live")[1])
+
+
+def new_worker(url: str, old: int) -> None:
+    """Wait until a worker is gone and the service is ready without it.
+
+    Raises:
+        TimeoutError: after a minute.
+    """
     limit = time.perf_counter() + 60
     while time.perf_counter() < limit:
-        with contextlib.suppress(OSError, ValueError):  # the dying worker hangs up, a crowded one answers without JSON
-            if (pid := json.loads(ask(f"{url}/health")[1])["pid"]) != old:
-                return pid
+        if old not in live(url)["workers"] and ask(f"{url}/ready")[0] == 200:
+            return
         time.sleep(0.02)
     raise TimeoutError("No new worker within 60 s: data/exports/14/service.log says why.")

@@ -14,6 +14,12 @@ from helpers import models, settings
 from notebooks.lessons.service.serve import end_with_starter
 
 
+def class_names() -> dict[int, str]:
+    """Read the class table and loop over it, as the naive server does for each picture."""
+    table = pd.read_csv(settings.DATA / "imagenet_classes.csv")
+    return {row["id"]: row["chinese"] for _, row in table.iterrows()}
+
+
 class Naive(BaseHTTPRequestHandler):
     """One picture at a time, in PyTorch; the class table is read and looped over for each."""
 
@@ -26,8 +32,7 @@ class Naive(BaseHTTPRequestHandler):
         """Answer a picture with the name of its first class."""
         picture = Image.open(io.BytesIO(self.rfile.read(int(self.headers["Content-Length"])))).convert("RGB")
         scores = network(weights.preprocessing(picture)[None]).softmax(1)[0].tolist()
-        table = pd.read_csv(settings.DATA / "imagenet_classes.csv")
-        names = {row["id"]: row["chinese"] for _, row in table.iterrows()}
+        names = class_names()
         self.do_GET()
         self.wfile.write(names[max(range(1000), key=scores.__getitem__)].encode())
 

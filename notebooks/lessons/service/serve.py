@@ -4,89 +4,54 @@ Start it in the course's folder; Ctrl-C stops it. Taught in notebooks/14_serve_i
 """
 
 import argparse
-import multiprocessing
+import contextlib
+import math
 import os
 import signal
 import socket
 import stat
 import sys
 import threading
-import time
-from multiprocessing.synchronize import Event
+from collections.abc import Callable
+from pathlib import Path
 
 
-def arguments() -> argparse.Namespace:
+def number(kind: Callable[[str], float], least: float, most: float = math.inf) -> Callable[[str], float]:
+    """Return a reader of an option that must be a finite number within bounds."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (least <= value <= most and math.isfinite(value)):
+            bounds = f"from {least} to {most}" if math.isfinite(most) else f"of {least} or more"
+            raise argparse.ArgumentTypeError(f"{text!r} given; needed is {kind.__name__} {bounds}.")
+        return value
+
+    return read
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """Return the settings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    count, seconds = number(int, 1), number(float, 0.01)
     parser.add_argument("file")
-    parser.add_argument("--port", type=int, default=8014, help="0 takes a free one")
-    parser.add_argument("--sessions", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="of each session")
-    parser.add_argument("--batch", type=int, default=1, help="pictures that a session takes at once")
-    parser.add_argument("--wait-ms", type=float, default=0, help="how long a batch waits for more pictures")
+    parser.add_argument("--host", default="127.0.0.1", help="who may ask: only this machine, if not told otherwise")
+    parser.add_argument("--port", type=number(int, 0, 65535), default=8014, help="0 takes a free one")
+    parser.add_argument("--sessions", type=count, default=1, help="workers, each with a session of its own")
+    parser.add_argument("--threads", type=count, default=1, help="of each session")
+    parser.add_argument("--batch", type=count, default=1, help="pictures that a session takes at once")
+    parser.add_argument("--wait-ms", type=number(float, 0, 10_000), default=0.0, help="for more pictures of a batch")
     parser.add_argument("--outside", action="store_true", help="prepare with torchvision, not in the graph")
-    parser.add_argument("--queue", type=int, default=64, help="pictures that may wait")
-    parser.add_argument("--timeout-s", type=float, default=5)
-    parser.add_argument("--body-s", type=float, default=5)
-    parser.add_argument("--max-bytes", type=int, default=10_000_000)
-    parser.add_argument("--max-pixels", type=int, default=20_000_000, help="of a decoded picture")
-    return parser.parse_args()
-
-
-def work(options: argparse.Namespace, listener: socket.socket, ready: Event) -> None:
-    """Serve until told to stop, or until the supervisor is gone; what was accepted is answered first."""
-    import uvicorn  # here, and not above: the supervisor needs none of them
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    from notebooks.lessons.service import server
-
-    try:
-        engine = server.Engine(options)
-    except ValueError as error:
-        sys.exit(str(error))
-
-    class Impatient(H11Protocol):
-        """Hang up on who has connected and not asked in time."""
-
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            if len(self.connections) > 8 * options.queue:
-                transport.abort()
-            self.loop.call_later(options.body_s, lambda: self.cycle or transport.close())
-
-    limits = {"http": Impatient, "limit_concurrency": 4 * options.queue, "headers": [("Connection", "close")]}
-    running = uvicorn.Server(uvicorn.Config(server.application(engine, options), log_level="warning", **limits))
-
-    def stop_when_alone():
-        multiprocessing.parent_process().join()
-        running.should_exit = True
-
-    threading.Thread(target=stop_when_alone, daemon=True).start()
-    ready.set()
-    running.run(sockets=[listener])
-
-
-def supervise(options: argparse.Namespace, listener: socket.socket) -> None:
-    """Start a worker and wait for its end: one that died is replaced. Ends when the workers cannot serve."""
-    # A fork server has the slow imports done, and its workers are copies; Windows has none.
-    multiprocessing.set_start_method("forkserver" if hasattr(os, "fork") else "spawn")
-    multiprocessing.set_forkserver_preload(["notebooks.lessons.service.server", "uvicorn.protocols.http.h11_impl"])
-    tries = 1  # the first worker must serve; later, five in a row may fail
-    while tries:
-        ready = multiprocessing.Event()
-        worker = multiprocessing.Process(target=work, args=(options, listener, ready))
-        try:
-            worker.start()
-            worker.join()
-        except BaseException:  # Ctrl-C or SIGTERM: the worker finishes what it has accepted
-            if worker.pid:
-                worker.terminate()
-                worker.join()
-            raise
-        tries = 5 if ready.is_set() else tries - 1
-        if tries and not ready.is_set():
-            time.sleep(1)
-    sys.exit(f"The worker ended before it could serve (exit code {worker.exitcode}).")
+    parser.add_argument("--queue", type=count, default=64, help="pictures that may wait")
+    parser.add_argument("--timeout-s", type=seconds, default=5.0, help="for an answer")
+    parser.add_argument("--body-s", type=seconds, default=5.0, help="for a picture to arrive")
+    parser.add_argument("--hung-s", type=seconds, default=20.0, help="a worker over one batch: then it is replaced")
+    parser.add_argument("--probe-s", type=seconds, default=5.0, help="an idle worker is asked about the golden photo")
+    parser.add_argument("--max-bytes", type=count, default=10_000_000)
+    parser.add_argument("--max-pixels", type=count, default=20_000_000, help="of a decoded picture")
+    return parser.parse_args(given)
 
 
 def end_with_starter() -> None:
@@ -102,16 +67,28 @@ def end_with_starter() -> None:
 
 
 def main() -> None:
-    """Take the address, say it, and keep a worker behind it."""
+    """Take the address, start the workers, say the address once they serve, and serve."""
+    from notebooks.lessons.service import server  # here: other programs want end_with_starter alone
+
     options = arguments()
     try:
-        listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
+        content = Path(options.file).read_bytes()
+    except OSError as error:
+        sys.exit(f"{options.file} cannot be read ({error.strerror}): check the path.")
+    try:
+        listener = socket.create_server((options.host, options.port), backlog=1024)
     except OSError as error:
         sys.exit(f"Port {options.port} cannot be had ({error}): choose another with --port; 0 takes a free one.")
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, lambda *_: sys.exit())
     end_with_starter()
-    supervise(options, listener)
+    with contextlib.closing(server.Pool(options, content)) as pool:
+        try:
+            pool.open()
+        except RuntimeError as error:
+            sys.exit(str(error))
+        print(f"http://{options.host}:{listener.getsockname()[1]}", flush=True)
+        server.serve(pool, options, listener)
 
 
 if __name__ == "__main__":
