@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from helpers import labels
+
 Backend = Callable[[np.ndarray], np.ndarray]  # input (1, channels, H, W) float32 -> logits (1, classes)
 TOP = 5  # classes that the top-k agreement looks at
 
@@ -26,20 +28,19 @@ def compare_logits(
         the reference's largest absolute logit), top1_agrees, topk_agrees (the same five classes, in any order), margin
         (how far the reference's best logit lies above its second best; infinite for a single class).
     Raises:
-        ValueError: if there is nothing to compare, shapes differ or are not those of one photo, or a logit is NaN or
-            infinite.
+        ValueError: if there is nothing to compare, shapes differ, or something is no logits (``labels.one_photo``).
     """
     if not inputs or not backends:
         raise ValueError(f"There are {len(inputs)} photos and {len(backends)} backends; needed: at least 1 of each.")
     rows = []
     for photo, x in inputs.items():
         expected = _logits(reference, x, "the reference", photo)
-        wanted, largest = ranking(expected), np.abs(expected).max()
+        wanted, largest = labels.ranking(expected), np.abs(expected).max()
         for name, backend in backends.items():
             found = _logits(backend, x, name, photo)
             if found.size != expected.size:
                 raise ValueError(f"On {photo} {name} gives {found.size} logits, the reference {expected.size}.")
-            best, error = ranking(found), np.abs(found - expected).max()
+            best, error = labels.ranking(found), np.abs(found - expected).max()
             rows.append(
                 {
                     "photo": photo,
@@ -48,7 +49,7 @@ def compare_logits(
                     "max_rel_error": error / largest if largest else (0.0 if error == 0 else np.inf),
                     "top1_agrees": bool(best[0] == wanted[0]),
                     "topk_agrees": set(best[:TOP]) == set(wanted[:TOP]),
-                    "margin": expected[wanted[0]] - expected[wanted[1]] if len(wanted) > 1 else np.inf,
+                    "margin": expected[wanted[0]] - expected[wanted[1]],
                 }
             )
     return pd.DataFrame(rows)
@@ -75,15 +76,8 @@ def summary(rows: pd.DataFrame, *, tolerance: float) -> pd.DataFrame:
     return table.assign(within=(table["max_error"] <= tolerance) & (table["top1_agreement"] == 1))
 
 
-def ranking(logits: np.ndarray) -> np.ndarray:
-    """Return the class ids from the largest logit to the smallest; equal logits are ordered by class id."""
-    return np.argsort(-np.asarray(logits, dtype=np.float64).ravel(), kind="stable")
-
-
 def _logits(backend: Backend, x: np.ndarray, name: str, photo: str) -> np.ndarray:
-    logits = np.asarray(backend(x), dtype=np.float64)
-    if logits.shape[:-1] not in {(), (1,)}:  # ranking() would mix the classes of a batch
-        raise ValueError(f"On {photo} {name} gives logits of shape {logits.shape}; needed: those of one photo.")
-    if not np.isfinite(logits).all():
-        raise ValueError(f"On {photo} {name} gives NaN or infinity: check the input and the file's weights.")
-    return logits.ravel()
+    try:
+        return labels.one_photo(backend(x))
+    except ValueError as error:
+        raise ValueError(f"On {photo}, of {name}: {error}") from error

@@ -1,6 +1,6 @@
 """The 1000 ImageNet classes by name, in English and Chinese. Taught in notebooks/03_single_image_inference.ipynb."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -41,22 +41,60 @@ def top_k(
         k rows, most probable first: class_id, name, probability (softmax over all logits, 0 to 1). The columns are
         titled "ImageNet" where the names are ImageNet's: a network of your own may have 1000 other classes.
     Raises:
-        ValueError: if shape and names do not fit, k is out of range or a logit is NaN or infinite.
+        ValueError: if shape and names do not fit, k is out of range, or the numbers are no logits (``one_photo``; or
+            a softmax or sigmoid went over them).
     """
     title = "ImageNet" if names is None else None
     names = class_names(language) if names is None else list(names)
-    logits = np.asarray(logits, dtype=np.float64)
-    if logits.shape not in {(len(names),), (1, len(names))}:
+    logits = one_photo(logits)
+    if logits.size != len(names):
         raise ValueError(
-            f"The logits have shape {logits.shape}; needed: ({len(names)},), those of one photo, for "
-            f"{len(names)} {title or 'given'} names. Other classes? Give their names: names=[…]."
+            f"The logits have shape {logits.shape}; needed: ({len(names)},), for {len(names)} {title or 'given'} names."
+            " Other classes? Give their names: names=[…]."
         )
     if not 1 <= k <= len(names):
         raise ValueError(f"k is {k}; it must be from 1 to {len(names)}.")
-    if not np.isfinite(logits).all():
-        raise ValueError("The logits hold NaN or infinity: check the input's type and scale, and the weights.")
-    shares = np.exp(logits.ravel() - logits.max())  # softmax; the largest is 1, so that none overflows
-    order = np.argsort(-logits.ravel(), kind="stable")[:k]
+    if (logits >= 0).all() and abs(logits.sum() - 1) < 0.01:
+        raise ValueError(
+            "These are no logits: they lie between 0 and 1 and sum to 1, so the network ends in a softmax, and a "
+            "second one would flatten them. Give np.log(probabilities + 1e-12), or export the network without it."
+        )
+    if len(names) >= 10 and ((logits > 0) & (logits < 1)).all():  # of fewer logits this may be chance
+        raise ValueError(
+            "These are no logits: all lie between 0 and 1 and do not sum to 1, so the network ends in a sigmoid, and "
+            "each number stands for itself: show them as they are."
+        )
+    shares = np.exp(logits - logits.max())  # softmax; the largest is 1, so that none overflows
+    order = ranking(logits)[:k]
     probability = shares[order] / shares.sum()
     table = pd.DataFrame({"class_id": order, "name": [names[i] for i in order], "probability": probability})
     return table.rename_axis(columns=title)
+
+
+def ranking(logits: np.ndarray) -> np.ndarray:
+    """Return the class ids from the largest logit to the smallest; equal logits, as INT8 has, in the order of ids."""
+    return np.argsort(-np.asarray(logits, dtype=np.float64).ravel(), kind="stable")
+
+
+def one_photo(logits: np.ndarray) -> np.ndarray:
+    """Return the logits of one photo, (classes,) or (1, classes), as float64 of shape (classes,).
+
+    Raises:
+        ValueError: if they are several outputs, another shape, a single number, NaN or infinite.
+    """
+    if isinstance(logits, Mapping) or (isinstance(logits, list | tuple) and np.ndim(logits[0])):
+        names = f" ({', '.join(map(str, logits))})" if isinstance(logits, Mapping) else ""
+        raise ValueError(f"There are {len(logits)} outputs{names}: take the logits among them, as in run(…)[0].")
+    found = np.asarray(logits, dtype=np.float64)
+    if found.shape not in {(found.size,), (1, found.size)}:
+        raise ValueError(
+            f"The logits have shape {found.shape}; needed: (classes,) or (1, classes), those of one photo."
+        )
+    if found.size == 1:
+        raise ValueError(
+            "There is one number per photo, so this is a yes-or-no network; softmax would always say 1. A logit: give "
+            "np.append(0, logit), with the names of no and yes. After a sigmoid: np.log([1 - p, p])."
+        )
+    if not np.isfinite(found).all():
+        raise ValueError("The logits hold NaN or infinity: check the input's type and scale, and the weights.")
+    return found.ravel()

@@ -53,8 +53,11 @@ def test_a_small_error_that_changes_the_class_is_not_within():
     assert not compare.summary(rows, tolerance=1e-4)["within"].any()
 
 
-def test_equal_logits_are_ordered_by_class():
-    assert compare.ranking(np.array([1.0, 3.0, 3.0, 2.0])).tolist() == [1, 2, 3, 0]
+def test_an_exact_tie_for_the_first_place_agrees_with_argmax():
+    tied = np.round(np.random.default_rng(0).standard_normal((1, 1000)) * 4)  # in steps, as INT8 answers
+    tied[0, [900, 70, 301]] = tied.max()
+    rows = compare.compare_logits(lambda x: tied, {"same": lambda x: tied.copy()}, INPUTS)
+    assert rows["top1_agrees"].all() and rows["topk_agrees"].all() and (rows["margin"] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -62,9 +65,10 @@ def test_equal_logits_are_ordered_by_class():
     [
         ({"equal": reference}, {}, "0 photos"),
         ({}, INPUTS, "0 backends"),
-        ({"nan": lambda x: LOGITS * np.nan}, INPUTS, "nan gives NaN"),
+        ({"nan": lambda x: LOGITS * np.nan}, INPUTS, "On photo 0, of nan: The logits hold NaN"),
         ({"shorter": lambda x: LOGITS[:, :3]}, INPUTS, "shorter gives 3 logits, the reference 7"),
-        ({"batch": lambda x: np.zeros((7, 1))}, INPUTS, "batch gives logits of shape .* those of one photo"),
+        ({"a yes turned into no": lambda x: np.array([[-0.4]])}, INPUTS, "of a yes .* one number per photo"),
+        ({"batch": lambda x: np.zeros((7, 1))}, INPUTS, "of batch: The logits have shape .* those of one photo"),
     ],
 )
 def test_what_cannot_be_compared_is_named(backends, inputs, message):

@@ -72,7 +72,39 @@ def test_top_k_agrees_with_torch(k, dtype):
 def test_ties_are_ordered_by_class_id():
     logits = np.zeros(1000, np.float32)
     logits[[700, 3, 999]] = 2
-    assert labels.top_k(logits, 6)["class_id"].tolist() == [3, 700, 999, 0, 1, 2]
+    assert labels.top_k(logits, 1000)["class_id"].tolist() == [3, 700, 999, *sorted({*range(1000)} - {3, 700, 999})]
+    assert labels.ranking(logits[None])[0] == logits.argmax() == 3
+
+
+PROBABILITIES = np.array([0.0001, 0.0002, 0.999, 0.0003, 0.0004])
+SIGMOIDS = np.linspace(0.001, 0.98, 12)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.array([[9.0]]), r"one number per photo.*np\.append\(0, logit\)"),
+        (PROBABILITIES, r"sum to 1.*softmax.*np\.log\(probabilities"),
+        (PROBABILITIES.astype(np.float16), "softmax"),
+        (SIGMOIDS, "sigmoid"),
+        ([np.zeros((1, 5)), np.zeros((1, 9))], r"There are 2 outputs: take"),
+        ({"logits": np.zeros((1, 5)), "aux": np.zeros((1, 5))}, r"2 outputs \(logits, aux\): take"),
+    ],
+    ids=["one logit", "softmax inside", "half precision", "sigmoid inside", "a list", "names"],
+)
+def test_numbers_that_are_no_logits_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        labels.top_k(
+            given, 1, names=[f"class {i}" for i in range(np.size(given) if isinstance(given, np.ndarray) else 5)]
+        )
+
+
+def test_what_the_refusals_advise_gives_the_right_probabilities():
+    yes = labels.top_k(np.append(0, 9.0), 1, names=["no", "yes"]).iloc[0]
+    assert (yes["name"], yes["probability"]) == ("yes", pytest.approx(1 / (1 + np.exp(-9))))
+    shown = labels.top_k(np.log(PROBABILITIES + 1e-12), 5, names="abcde").set_index("class_id")["probability"]
+    np.testing.assert_allclose(shown.sort_index(), PROBABILITIES, rtol=1e-6)
+    assert labels.top_k(np.log([1 - 0.2, 0.2]), 1, names=["no", "yes"])["probability"].item() == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4, 3e38])
