@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 import warnings
 
 import numpy as np
@@ -55,62 +54,33 @@ def external(tmp_path):
 
 
 def test_operators_of_a_model_and_of_its_file(model, path):
-    assert graph.count_operators(model) == COUNTS
-    assert graph.count_operators(path) == COUNTS, "the file counts otherwise than the loaded model"
-    assert graph.count_operators(str(path)) == COUNTS, "a path as text counts otherwise"
+    assert graph.count_operators(model) == graph.count_operators(path) == graph.count_operators(str(path)) == COUNTS
     assert graph.count_operators(model)["Conv"] == 0, "an operator that is not there must count 0, not fail"
 
 
-def test_operators_are_counted_without_the_weights(external):
-    assert graph.count_operators(external) == {"Add": 1}
+def test_a_file_is_counted_and_identified_without_the_weights_beside_it(external):
+    found = graph.file_identity(external)
+    assert (found["file"], found["nodes"], found["opset"]) == ("split.onnx", 1, 18)
+    assert found["size_mib"] == external.stat().st_size / 2**20 < 2**16 / 2**20, "the size is the .onnx file's own"
     external.with_name("split.data").unlink()
-    assert graph.count_operators(external) == {"Add": 1}
+    assert graph.count_operators(external) == {"Add": 1} and graph.file_identity(external) == found
 
 
-def test_identity_of_a_file(path):
+def test_identity_is_of_the_content(path, model):
     content = path.read_bytes()
-    wanted = {
-        "file": "small.onnx",
-        "sha256": hashlib.sha256(content).hexdigest()[:12],
-        "size_mib": len(content) / 1024 / 1024,
-        "nodes": 6,
-        "opset": 17,  # not 3, which is com.example's and comes first
-    }
-    for given in (path, str(path)):
-        found = graph.file_identity(given)
-        assert found == wanted and list(found) == list(wanted)
-
-
-def test_identity_knows_the_long_name_of_the_standard_domain(path, model):
-    model.opset_import[1].domain = "ai.onnx"
-    onnx.save(model, path)
-    assert graph.file_identity(path)["opset"] == 17
-
-
-def test_identity_is_of_the_content_not_of_the_name(path, model):
-    copied = path.with_name("copied.onnx")
-    shutil.copyfile(path, copied)
-    assert graph.file_identity(copied) == graph.file_identity(path) | {"file": "copied.onnx"}
-
+    wanted = {"file": "small.onnx", "sha256": hashlib.sha256(content).hexdigest()[:12]}
+    wanted |= {"size_mib": len(content) / 2**20, "nodes": 6, "opset": 17}  # not 3, which is com.example's
+    assert graph.file_identity(path) == wanted
     model.graph.node[0].output[0] = model.graph.node[1].input[0] = "A"  # as many nodes and bytes as before
-    onnx.save(model, copied)
-    before, after = graph.file_identity(path), graph.file_identity(copied)
-    assert {key for key in before if before[key] != after[key]} == {"file", "sha256"}
-
-
-def test_identity_of_a_file_with_external_data(external):
-    before = graph.file_identity(external)
-    assert (before["file"], before["nodes"], before["opset"]) == ("split.onnx", 1, 18)
-    assert before["size_mib"] == external.stat().st_size / 2**20 < 2**16 / 2**20, "the size is the .onnx file's own"
-    external.with_name("split.data").unlink()
-    assert graph.file_identity(external) == before, "the identity is the .onnx file's own"
+    model.opset_import[1].domain = "ai.onnx"  # the standard domain's long name
+    onnx.save(model, path.with_name("other.onnx"))
+    after = graph.file_identity(path.with_name("other.onnx"))
+    assert after["opset"] == 17 and after["sha256"] != wanted["sha256"]
 
 
 def test_identity_of_a_file_without_standard_operators(path):
-    text = (
-        '<ir_version: 8, opset_import: ["ai.onnx.ml": 3]> g (float[n] x) => (float[n] y) { y = ai.onnx.ml.Scaler(x) }'
-    )
-    onnx.save(onnx.parser.parse_model(text), path)
+    head = '<ir_version: 8, opset_import: ["ai.onnx.ml": 3]> g '
+    onnx.save(onnx.parser.parse_model(f"{head}(float[n] x) => (float[n] y) {{ y = ai.onnx.ml.Scaler(x) }}"), path)
     identity = graph.file_identity(path)
     assert identity["opset"] is None and identity["nodes"] == 1
 

@@ -15,30 +15,16 @@ GIB = 2**30
 
 
 @pytest.fixture
-def capabilities(monkeypatch):
-    """Return a dict that stands in for the processor's answer."""
-    found = {}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    return found
-
-
-@pytest.fixture
 def fresh_fingerprint():
     machine.fingerprint.cache_clear()
     yield
     machine.fingerprint.cache_clear()
 
 
-def test_versions_line_names_the_imported_modules_and_the_machine(monkeypatch):
+def test_versions_line_names_the_imported_modules(monkeypatch):
     """With onnxruntime-gpu there is no distribution called onnxruntime, or one that is not what is imported."""
     monkeypatch.setattr(onnxruntime, "__version__", "9.8.7")
-    line = machine.versions_line()
-    assert line.count("\n") == 1, "it must be two lines: versions, then hardware"
-    parts = [f"{name} {machine.version(name)}" for name in machine.PACKAGES]
-    parts += [f"Python {platform.python_version()}", machine.cpu_name(), f"{machine.physical_cores()} core", "GiB"]
-    for part in [*parts, "onnxruntime 9.8.7"]:
-        assert part in line
-    assert "+" not in machine.version("torch")
+    assert "onnxruntime 9.8.7" in machine.versions_line() and "+" not in machine.version("torch")
 
 
 @pytest.mark.parametrize(("limits", "expected_gib"), [([], 8), ([(2 * GIB, GIB)], 2), ([(64 * GIB, GIB)], 8)])
@@ -50,16 +36,15 @@ def test_memory_limit_honours_the_container(monkeypatch, limits, expected_gib):
 
 @pytest.fixture
 def fake_cpus(monkeypatch, tmp_path):
-    """Return a function that says what Linux tells of each logical processor: siblings and capacities."""
+    """Return a function that writes what Linux tells of each logical processor, in a file of a name."""
     monkeypatch.setattr(machine, "CPUS", tmp_path)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
 
-    def tells(*, siblings=(), capacities=()):
-        for name, texts in {"topology/thread_siblings_list": siblings, "cpu_capacity": capacities}.items():
-            for number, text in enumerate(texts):
-                path = tmp_path / f"cpu{number}" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(str(text))
+    def tells(name, texts):
+        for number, text in enumerate(texts):
+            path = tmp_path / f"cpu{number}" / name
+            path.parent.mkdir(parents=True)
+            path.write_text(str(text))
 
     return tells
 
@@ -79,7 +64,7 @@ def fake_cpus(monkeypatch, tmp_path):
 def test_physical_cores_follow_siblings_affinity_and_quota(
     monkeypatch, fake_cpus, siblings, affinity, usable, expected
 ):
-    fake_cpus(siblings=siblings)
+    fake_cpus("topology/thread_siblings_list", siblings)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: affinity)
     monkeypatch.setattr(machine, "usable_cores", lambda: usable)
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else 3)
@@ -90,7 +75,7 @@ def test_physical_cores_follow_siblings_affinity_and_quota(
     ("capacities", "expected"), [([1024, 1024, 400, 400, 400], "2 fast + 3 slow"), ([1024, 1024], None), ([], None)]
 )
 def test_fast_and_slow_cores_are_told_apart(fake_cpus, capacities, expected):
-    fake_cpus(capacities=capacities)
+    fake_cpus("cpu_capacity", capacities)
     assert machine.core_kinds() == expected
     assert ("fast" in machine.versions_line()) == bool(expected)
 
@@ -103,12 +88,13 @@ def test_fast_and_slow_cores_are_told_apart(fake_cpus, capacities, expected):
         ({}, "riscv64", set()),
     ],
 )
-def test_instruction_sets_follow_the_processor(monkeypatch, capabilities, answer, architecture, expected):
-    capabilities.update(answer)
+def test_instruction_sets_follow_the_processor(monkeypatch, answer, architecture, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: answer)
     monkeypatch.setattr(platform, "machine", lambda: architecture)
     found = machine.instruction_sets()
     assert len(found) == len(machine.INSTRUCTION_SETS), "an instruction set has no answer"
     assert {name for name, there in found.items() if there} == expected
+    assert machine.int8_saturates() == (architecture == "AMD64")
 
 
 def test_instruction_sets_are_facts_that_torch_knows():
@@ -117,17 +103,6 @@ def test_instruction_sets_are_facts_that_torch_knows():
         pytest.skip(f"torch lists x86 names on x86 only; this is {platform.machine()}")
     unknown = set(machine.INSTRUCTION_SETS) - {"neon", "dot", "i8mm", "bf16"} - set(torch.cpu.get_capabilities())
     assert not unknown, f"torch.cpu.get_capabilities() knows no {unknown}"
-
-
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"), [(True, False, "Test GPU"), (False, True, "Apple GPU (MPS)"), (False, False, None)]
-)
-def test_gpu_name(monkeypatch, cuda, mps, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Test GPU")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert machine.gpu_name() == expected
-    assert f"GPU: {expected or 'none'}" in machine.versions_line()
 
 
 CHANGES = {
