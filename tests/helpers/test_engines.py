@@ -24,13 +24,6 @@ def path(tmp_path):
     return tmp_path / "relu.onnx"
 
 
-def test_columns_are_objects_that_agree_with_their_keys():
-    assert {engines.REFERENCE, engines.AA} < set(engines.COLUMNS)
-    for key, column in engines.COLUMNS.items():
-        assert column.key == key and (column.device == "cuda") == ("gpu" in key)
-        assert (column.file is None) == (column.engine == "pytorch")
-
-
 @pytest.mark.parametrize("key", ["onnx_fix", "pytorch_cpu", engines.AA])
 def test_a_column_computes_and_reads_back_provider_and_threads(path, key):
     backend = engines.open_column(key, model=nn.ReLU().eval(), path=path, x=X, threads=1)

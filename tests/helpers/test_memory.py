@@ -31,9 +31,6 @@ def path(tmp_path):
     return tmp_path / "small.onnx"
 
 
-# ---- what is free, and what a row may need
-
-
 def test_what_is_tried_apart_leaves_room_for_every_measured_peak():
     """From 256 px and four pictures on, or as many pixels; below that what the imports hold is most of a peak."""
     table, _ = collected()
@@ -50,16 +47,19 @@ def test_available_memory_honours_the_tightest_group(monkeypatch):
         assert memory.available_mib() == expected_mib
 
 
-# ---- errors that mean that memory ran out
-
-
-@pytest.mark.parametrize("said", ["CUDA out of memory. Tried to", "std::bad_alloc", "not enough memory"])
-def test_memory_that_ran_out_is_told_from_other_errors(said):
-    assert memory.is_out_of_memory(RuntimeError(said)) and memory.is_out_of_memory(
-        OSError(12, "Cannot allocate memory")
-    )
-    for other in (RuntimeError("Load model failed: Protobuf parsing failed."), OSError(28, "No space left on device")):
-        assert not memory.is_out_of_memory(other)
+@pytest.mark.parametrize(
+    ("error", "ran_out"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("Load model failed: Protobuf parsing failed."), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+    ids=str,
+)
+def test_memory_that_ran_out_is_told_from_other_errors(error, ran_out):
+    assert memory.is_out_of_memory(error) == ran_out
 
 
 def test_more_memory_than_any_machine_has_is_told_as_that():
@@ -69,9 +69,6 @@ def test_more_memory_than_any_machine_has_is_told_as_that():
         with pytest.raises(Exception) as caught:  # each library has its own
             ask(2**59)
         assert memory.is_out_of_memory(caught.value), f"not seen as out of memory: {caught.value!r}"
-
-
-# ---- peaks, for real
 
 
 class Own(nn.Module):
@@ -104,15 +101,11 @@ def test_malloc_that_keeps_its_memory_faults_less():
     assert kept < usual / 2, f"{usual:.0f} page faults a run became {kept:.0f}"
 
 
-# ---- how the process that measures ends
-
-
 @pytest.mark.parametrize(
     ("code", "stderr", "said", "memory_ran_out"),
     [
         (-9, "", r"\(1, 3, 32, 32\): killed by the system", True),
         (1, "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 4.00 GiB", "_ArrayMemoryError", True),
-        (1, "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried to allocate", "can't allocate", True),
         (-6, "terminate called\nwhat():  std::bad_alloc", "std::bad_alloc", True),
         (3, "a\nValueError: no\n", "code 3: ValueError: no", False),
     ],

@@ -83,9 +83,6 @@ def apart(monkeypatch):
     return memory.measure_peak
 
 
-# ---- what is measured, and what is known already
-
-
 def test_rows_say_what_was_measured(tmp_path, timer, apart):
     timer.ms, timer.status = 2.5, Status.CONTENDED
     row = run(tmp_path, peaks_of=["onnx_fix"]).loc["onnx_fix"]
@@ -166,9 +163,6 @@ def test_gpu_columns_have_trials_of_their_own_and_are_compared_with_the_cpu(tmp_
     assert table["status"].tolist() == ["disagrees"], "a GPU's wrong logits had nothing right beside them"
 
 
-# ---- what goes wrong
-
-
 def test_wrong_outputs_get_no_time(tmp_path, timer, monkeypatch):
     opened = engines.pytorch
     monkeypatch.setattr(engines, "pytorch", lambda _, *args, **options: opened(tiny(seed=1), *args, **options))
@@ -194,9 +188,7 @@ def test_an_exporters_cause_is_told_without_its_colours_and_warnings(tmp_path, t
     ("home", "root", "folder"),
     [
         ("/home/Li Lei", "/home/Li Lei/onnx course", "/home/Li Lei/onnx course/data/"),
-        ("/home/Li Lei", "/srv/my courses/onnx", "/home/Li Lei/tmp/"),
-        (r"C:\Users\Li Lei", r"D:\my courses\onnx", "D:\\my courses\\onnx\\data\\"),
-        (r"C:\Users\Li Lei", r"D:\onnx", "C:\\Users\\Li Lei\\AppData\\"),
+        (r"C:\Users\Li Lei", r"D:\my courses\onnx", "C:\\Users\\Li Lei\\AppData\\"),
     ],
 )
 def test_a_note_holds_no_folder_as_results_are_shared(monkeypatch, home, root, folder):
@@ -242,11 +234,11 @@ def test_where_memory_may_not_suffice_a_column_is_tried_in_a_process_of_its_own(
     assert {name for call in apart.call_args_list for name in call.kwargs} > {"model", "path"}
 
 
-@pytest.mark.parametrize(("name", "handed"), [("mobilenet_v3_small", "network"), ("mine", "model")])
-def test_only_torchvisions_own_names_are_made_anew_for_a_peak(tmp_path, timer, apart, name, handed):
+def test_only_torchvisions_own_names_are_made_anew_for_a_peak(tmp_path, timer, apart):
     model = torchvision.models.mobilenet_v3_small(weights=None).eval()
-    run(tmp_path, model, name=name, columns=("pytorch_cpu",), peaks_of=("pytorch_cpu",))
-    assert apart.call_args.kwargs[handed] in (name, model)
+    for name, handed in (("mobilenet_v3_small", {"network": "mobilenet_v3_small"}), ("mine", {"model": model})):
+        run(tmp_path, model, name=name, columns=("pytorch_cpu",), peaks_of=("pytorch_cpu",))
+        assert handed.items() <= apart.call_args.kwargs.items()
 
 
 def test_no_time_and_no_device_are_rows(tmp_path, timer, monkeypatch):
@@ -255,9 +247,6 @@ def test_no_time_and_no_device_are_rows(tmp_path, timer, monkeypatch):
     table = run(tmp_path, shapes=SHAPES[:2], columns=(*COLUMNS, "pytorch_gpu"), budget_s=0.0)
     assert table["status"].tolist() == ["ok", "ok", "unavailable", "budget", "budget", "unavailable"]
     assert "no CUDA" in table.loc["pytorch_gpu", "note"].iloc[0] and len(timer.asked) == 1
-
-
-# ---- no row is lost
 
 
 def test_a_full_disk_loses_no_row_of_this_run(tmp_path, timer, monkeypatch):

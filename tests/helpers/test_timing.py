@@ -63,9 +63,11 @@ def fake(monkeypatch):
 @pytest.fixture
 def alone(fake):
     """Return a function that measures one backend without others."""
-    return lambda run_s=0.02, *, trials=5, **about: timing.measure(
-        {"a": fake.backend("a", run_s, **about)}, reference="a", trials=trials
-    )["a"]
+
+    def measured(run_s=0.02, *, trials=5, **about):
+        return timing.measure({"a": fake.backend("a", run_s, **about)}, reference="a", trials=trials)["a"]
+
+    return measured
 
 
 def covers(ratio, rel_ci, truth):
@@ -101,13 +103,10 @@ def test_the_interval_by_hand(over, under, paired, ratio, rel_ci):
     assert found == pytest.approx((ratio, rel_ci), rel=1e-4, abs=1e-9, nan_ok=True)
 
 
-def test_a_verdict_is_bounded_by_interval_and_noise_floor():
+def test_verdicts_are_bounded_by_interval_and_noise_floor_which_is_the_far_end_of_a_a():
     cells = [(1.1, 0.05, 0), (1.1, 0.05, 0.12), (1.04, 0.05, 0), (0.9, 0.05, 0), (0.9, 0.05, 0.2), (1.1, NAN, 0)]
     found = [timing.verdict(ratio, rel_ci, noise_floor=floor) for ratio, rel_ci, floor in cells]
     assert found == ["faster", "undecided", "undecided", "slower", "undecided", "no interval"]
-
-
-def test_the_noise_floor_is_the_far_end_of_what_one_file_differs_from_itself():
     found = [timing.noise_floor(*pair) for pair in ((1.0, 0.05), (1 / 1.02, 0.0), (1.02, 0.05), (1.03, NAN))]
     assert found == pytest.approx([0.05, 0.02, 1.02 * 1.05 - 1, 0.03])
 
