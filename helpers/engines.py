@@ -98,7 +98,7 @@ def missing(key: str) -> str:
 
 
 def open_column(key: str, *, model: "nn.Module", path: str | Path | None, x: np.ndarray, threads: int) -> Backend:
-    """Return the backend that stands behind a column of the speed tables, its input bound.
+    """Make the backend that stands behind a column of the speed tables.
 
     Args:
         key: of ``COLUMNS``.
@@ -106,6 +106,8 @@ def open_column(key: str, *, model: "nn.Module", path: str | Path | None, x: np.
         path: the .onnx file; the other columns run it.
         x: input, shape (N, C, H, W), float32.
         threads: for every backend the same.
+    Returns:
+        The backend, its input bound.
     Raises:
         ValueError: if there is no such column, or no file for one that needs it.
         UnavailableError: if the column's device or provider is missing.
@@ -121,7 +123,7 @@ def open_column(key: str, *, model: "nn.Module", path: str | Path | None, x: np.
 
 
 def pytorch(model: "nn.Module", x: np.ndarray, *, threads: int, device: str = "cpu", copies: bool = True) -> Backend:
-    """Return a PyTorch backend with a copy of the network: inference mode, float32 (on a GPU no TF32).
+    """Make a PyTorch backend with a copy of the network: inference mode, float32 (on a GPU no TF32).
 
     Args:
         model: the network, in eval mode.
@@ -129,6 +131,8 @@ def pytorch(model: "nn.Module", x: np.ndarray, *, threads: int, device: str = "c
         threads: of PyTorch's thread pool, which the whole process shares.
         device: "cpu" or "cuda".
         copies: each run copies the input to the device and the logits back; on the CPU there is nothing to copy.
+    Returns:
+        The backend, its input bound.
     Raises:
         ValueError: if the network is in training mode.
     """
@@ -179,6 +183,8 @@ def onnx_session(
         threads: of the session's own pool; what ``options`` say, by default the physical cores, if not given.
         device: "cpu" or "cuda"; nodes that it cannot run are refused, not handed to the CPU unseen.
         options: the session's options, such as the level of graph optimisation.
+    Returns:
+        The session.
     Raises:
         UnavailableError: if ONNX Runtime does not have the provider for this device, or takes another one.
     """
@@ -205,7 +211,7 @@ def onnxruntime(
     copies: bool = True,
     options: ort.SessionOptions | None = None,
 ) -> Backend:
-    """Return an ONNX Runtime backend with a session of its own, as ``onnx_session`` opens it.
+    """Make an ONNX Runtime backend with a session of its own, as ``onnx_session`` opens it.
 
     Args:
         path: the .onnx file, or its bytes, with one input and logits as its first output.
@@ -214,6 +220,10 @@ def onnxruntime(
         device: "cpu" or "cuda".
         copies: each run takes the input from the host and brings the logits back; if not, both stay on the device.
         options: the session's options.
+    Returns:
+        The backend, its input bound.
+    Raises:
+        UnavailableError: as ``onnx_session``.
     """
     session = onnx_session(path, threads=threads, device=device, options=options)
     name, used = session.get_inputs()[0].name, session.get_session_options().intra_op_num_threads
@@ -232,13 +242,15 @@ def onnxruntime(
 
 
 def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = "f32") -> Backend:
-    """Return an OpenVINO backend for the CPU.
+    """Make an OpenVINO backend for the CPU.
 
     Args:
         path: the .onnx file.
         x: input, shape (N, C, H, W), float32.
         threads: of the engine.
         precision: to compute in, "f32" or "bf16".
+    Returns:
+        The backend, its input bound.
     Raises:
         UnavailableError: if OpenVINO is not installed.
     """

@@ -117,6 +117,8 @@ def differences(
         ax: where to draw.
         columns: to draw.
         noise_floor: drawn as a grey band: differences inside it say nothing.
+    Returns:
+        The Axes.
     """
     ax = plt.gca() if ax is None else ax
     place = _places(table, ax)
