@@ -31,6 +31,8 @@ def run(choice: argparse.Namespace) -> int:
         return first()
     if choice.command == "check":
         return check_results(choice.files)
+    if WORK.parent == settings.EXPORTS:  # the course may only be read
+        settings.exports_folder(WORK.name)
     from course import build, notebooks, paper, slides
 
     if choice.command == "build":

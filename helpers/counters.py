@@ -59,13 +59,10 @@ def memory_limits() -> list[tuple[int, int]]:
     """Return for each limit that a group sets its bytes, and how many of them are left; none where there is none."""
     found = []
     for folder in _folders("memory"):
-        limit = _number(folder, "memory.max", "memory.limit_in_bytes")
-        if limit is not None:
+        if limit := _number(folder, "memory.max", "memory.limit_in_bytes"):
             used, facts = _number(folder, "memory.current", "memory.usage_in_bytes"), _facts(folder / "memory.stat")
-            droppable = facts.get(
-                "total_inactive_file", facts.get("inactive_file", 0)
-            )  # files read: free for the asking
-            found.append((limit, limit - (used or 0) + droppable))
+            files_read = facts.get("total_inactive_file", facts.get("inactive_file", 0))  # free for the asking
+            found.append((limit, limit - (used or 0) + files_read))
     return found
 
 

@@ -67,7 +67,7 @@ def exports_folder(notebook: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(
-            f"Nothing can be written to {folder}, where this notebook puts its files. Set the environment variable "
+            f"Nothing can be written to {folder}, where the course puts its files. Set the environment variable "
             "COURSE_EXPORTS to a folder of your own, before Jupyter starts."
         )
     return folder
