@@ -16,12 +16,13 @@ IGNORED = (
     (r"\x1b\[[0-9;]*m", ""),  # colours
     *((rf"\bindex: {n}\b", f"index: {axis}") for n, axis in enumerate(("batch", "channels", "height", "width"))),
     (r"\bcode:? \(?137\b", "killed for memory"),
-    (r"(?:[A-Za-z]:)?[\\/](?:[^\s\\/:'\",()]+[\\/])+", "path/"),
+    (r"[\\/]+", "/"),
     (r"\b\d+(?:\.\d+)*\b", "#"),
     (r"[‘’`]", "'"),
     (r"\s+", " "),
 )
 SHOWN = 3  # causes at most; the first is the likeliest
+OTHER = "other"  # the kind of a library's general sentences: shown where nothing more special is found
 
 
 def table() -> pd.DataFrame:
@@ -43,7 +44,9 @@ def find(message: str) -> pd.DataFrame:
         Rows of ``table()``, none to ``SHOWN``: the likeliest cause, then what it may also be.
     """
     plain, causes = _plain(message), table()
-    found = causes[[bool(re.search(_pattern(words), plain)) for words in causes["words"]]].head(SHOWN)
+    found = causes[[bool(re.search(_pattern(words), plain)) for words in causes["words"]]]
+    special = found[found["kind"] != OTHER]
+    found = (found if special.empty else special).head(SHOWN)
     return found.assign(cause=["this may also be: " * (n > 0) + cause for n, cause in enumerate(found["cause"])])
 
 
@@ -58,8 +61,8 @@ def printed() -> str:
 def search_box() -> str:
     """Return HTML: a field that searches the table as one types, in the page itself, without a network."""
     rows = [row | {"words": _pattern(row["words"])} for row in table().to_dict("records")]
-    # "<" as an escape: nothing in the table can end the script
-    data = json.dumps({"rows": rows, "ignored": IGNORED, "shown": SHOWN}, ensure_ascii=False).replace("<", "\\u003c")
+    held = {"rows": rows, "ignored": IGNORED, "shown": SHOWN, "other": OTHER}
+    data = json.dumps(held, ensure_ascii=False).replace("<", "\\u003c")  # nothing in the table can end the script
     return Path(__file__).with_suffix(".html").read_text("utf-8").replace("{{ data }}", data)
 
 
