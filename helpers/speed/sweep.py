@@ -128,29 +128,22 @@ def measure_table(
     lacks = {column: engines.missing(column) for column in (*columns, AA)}
     progress = _Progress(network)
     sweep = _Sweep(network, model, make_file, trials, max_extra_s, threads, peaks_of, progress)
-    rows: dict[Shape, dict[str, Row]] = {}
-    todo: dict[Shape, list[str]] = {}
-    for shape in shapes:
+    table: list[Row] = []
+    used_again = 0
+    for number, shape in enumerate(shapes, start=1):
         wanted = [*columns, AA] if shape in aa_at and "onnx_fix" in columns else list(columns)
-        rows[shape] = {name: sweep.row(name, shape, Status.UNAVAILABLE, lacks[name]) for name in wanted if lacks[name]}
-        for name in () if anew else wanted:
+        rows = {name: sweep.row(name, shape, Status.UNAVAILABLE, lacks[name]) for name in wanted if lacks[name]}
+        for name in [name for name in wanted if not (anew or lacks[name])]:
             with_peak = name in peaks_of and COLUMNS[name].device == "cpu"
-            known = results.find(sweep.key(name, shape), trials=trials, with_peak=with_peak)
-            if known and not lacks[name]:
-                rows[shape][name] = known
-        todo[shape] = [name for name in wanted if name not in rows[shape]]
-    used_again = sum(row.status in FINISHED for found in rows.values() for row in found.values())
-    for number, shape in [(number, shape) for number, shape in enumerate(shapes, 1) if todo[shape]]:
-        progress.place = f"shape {number} of {len(shapes)}, {'×'.join(map(str, shape))}"
-        left_s = budget_s - progress.elapsed_s()
-        if left_s <= 0:
-            new = [sweep.row(name, shape, Status.BUDGET, "the time was up") for name in todo[shape]]
-        else:
-            new = sweep.measure(shape, todo[shape], left_s)
+            if known := results.find(sweep.key(name, shape), trials=trials, with_peak=with_peak):
+                rows[name] = known
+                used_again += 1
+        if todo := [name for name in wanted if name not in rows]:
+            progress.place = f"shape {number} of {len(shapes)}, {'×'.join(map(str, shape))}"
+            new = sweep.measure(shape, todo, budget_s - progress.elapsed_s())
             results.add(row for row in new if row.status not in (Status.BUDGET, Status.UNAVAILABLE))
-        rows[shape] |= {row.column: row for row in new}
-    order = dict.fromkeys((*columns, AA, REFERENCE))
-    table = [found[name] for found in rows.values() for name in order if name in found]
+            rows |= {row.column: row for row in new}
+        table += [rows[name] for name in dict.fromkeys((*columns, AA, REFERENCE)) if name in rows]
     counts = ", ".join(f"{count} {status}" for status, count in Counter(row.status for row in table).most_common())
     earlier = f" {used_again} rows are from an earlier run." if used_again else ""
     days = sorted({row.measured_at[:10] for row in table if row.status in FINISHED})
@@ -194,6 +187,8 @@ class _Sweep:
 
     def measure(self, shape: Shape, todo: Sequence[str], left_s: float) -> list[Row]:
         """Return a finished row for each column of todo."""
+        if left_s <= 0:
+            return [self.row(column, shape, Status.BUDGET, "the time was up") for column in todo]
         began = time.monotonic()
         rows: dict[str, Row] = {}
         expected: np.ndarray | None = None
