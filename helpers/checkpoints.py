@@ -55,9 +55,9 @@ def load_state(
     """
     content = _read(Path(path))
     found = _tensors_in(content)
-    sets = [f"{key or 'no key'} ({len(tensors)} tensors)" for key, tensors in found.items()]
-    others = [str(key) for key, value in content.items() if not _tensors_in({key: value})]
-    holds = ", ".join(sets + others) or "nothing"
+    sets = [f"{key} ({len(held)} tensors)" if key else f"{len(held)} tensors by name" for key, held in found.items()]
+    beside = [str(key) for key, value in content.items() if not _tensors_in({key: value})]
+    holds = ", ".join(sets + beside) or "nothing"
     if not found or (take is not None and take not in found):
         raise WeightsError(f"{path} has no weights{f' under {take!r}' if take else ''}; it holds: {holds}. {SAVE_IT}")
     large = [key for key in found if 2 * len(found[key]) >= max(map(len, found.values()))]
@@ -66,8 +66,9 @@ def load_state(
     state.pop("n_averaged", None)  # a counter of torch.optim.swa_utils.AveragedModel
     while state.keys() != wanted and (prefix := _shared_prefix(state)):
         state, cut = {name.removeprefix(prefix): tensor for name, tensor in state.items()}, cut + prefix
-    how = f"{', without ' + repr(cut) if cut else ''}{'; another by take=…' if len(found) > 1 else ''}"
-    print(f"{Path(path).name} holds {holds}. Taken: {chosen or 'no key'}{how}.")
+    source = f"{f' from {chosen}' if chosen else ''}{f', without {cut!r}' if cut else ''}"
+    others = f" Another: take={' or '.join(repr(key) for key in found if key != chosen)}." if len(found) > 1 else ""
+    print(f"{Path(path).name}: took {len(state)} tensors{source}. It holds {holds}.{others}")
     return state
 
 

@@ -24,24 +24,36 @@ def under(prefix, state=PLAIN):
 
 # what: (what is saved, what is taken, what is said)
 CHECKPOINTS = {
-    "plain": (PLAIN, PLAIN, "holds no key (2 tensors). Taken: no key."),
-    "DataParallel": (under("module."), PLAIN, "without 'module.'"),
-    "compiled": ({"model": under("_orig_mod.module."), "optimizer": {"state": {0: PLAIN}}}, PLAIN, "optimizer. Taken"),
-    "Lightning": (
-        {"state_dict": under("model."), "hyper_parameters": {"lr": 1}},
+    "plain": (PLAIN, PLAIN, "mine.pth: took 2 tensors. It holds 2 tensors by name.\n"),
+    "DataParallel": (under("module."), PLAIN, ", without 'module.'."),
+    "compiled": (
+        {"model": under("_orig_mod.module."), "optimizer": {"state": {0: PLAIN}}},
         PLAIN,
-        "hyper_parameters. Taken: state",
+        "(2 tensors), optimizer.",
     ),
-    "net.": ({"net": under("net."), "epoch": 3}, PLAIN, "net (2 tensors), epoch. Taken: net, without 'net.'"),
-    "one name without": ({"model.weight": PLAIN["weight"], "bias": PLAIN["bias"]}, None, "Taken: no key."),
-    "arguments": ({"args": argparse.Namespace(lr=0.1), "state_dict": PLAIN}, PLAIN, "args. Taken: state_dict."),
-    "numbers": ({"acc": np.float64(0.9), "n": np.int64(3), "model_state": PLAIN}, PLAIN, "acc, n. Taken: model_state."),
-    "a number among them": (PLAIN | {"epoch": 3, "_extra_state": None}, PLAIN, "epoch, _extra_state. Taken: no key."),
-    "a lone tensor": ({"best": torch.tensor(0.9), "weights": PLAIN}, PLAIN, "weights (2 tensors). Taken: weights;"),
-    "averaged beside": ({"state_dict": PLAIN, "state_dict_ema": EMA}, EMA, "Taken: state_dict_ema; another by take=…"),
-    "averaged alone": ({"state_dict_ema": under("module.", EMA)}, EMA, "state_dict_ema, without 'module.'"),
-    "torch's averages": ({"model": PLAIN, "model_ema": AVERAGED}, EMA, "Taken: model_ema, without 'module.'"),
-    "nested": ({"ema": {"decay": torch.tensor(0.9), "shadow": EMA}}, EMA, "Taken: ema.shadow"),
+    "Lightning": ({"state_dict": under("model."), "hyper_parameters": {"lr": 1}}, PLAIN, "), hyper_parameters."),
+    "net.": ({"net": under("net."), "epoch": 3}, PLAIN, "from net, without 'net.'. It holds net (2 tensors), epoch."),
+    "one name without": ({"model.weight": PLAIN["weight"], "bias": PLAIN["bias"]}, None, "took 2 tensors. It"),
+    "arguments": ({"args": argparse.Namespace(lr=0.1), "state_dict": PLAIN}, PLAIN, "from state_dict. It"),
+    "numbers": ({"acc": np.float64(0.9), "n": np.int64(3), "model_state": PLAIN}, PLAIN, "from model_state. It"),
+    "a number among them": (
+        PLAIN | {"epoch": 3, "_extra_state": None},
+        PLAIN,
+        "2 tensors by name, epoch, _extra_state.",
+    ),
+    "a lone tensor": ({"best": torch.tensor(0.9), "weights": PLAIN}, PLAIN, "took 2 tensors from weights."),
+    "averaged beside": (
+        {"state_dict": PLAIN, "state_dict_ema": EMA},
+        EMA,
+        "ema (2 tensors). Another: take='state_dict'.",
+    ),
+    "averaged alone": ({"state_dict_ema": under("module.", EMA)}, EMA, "from state_dict_ema, without 'module.'"),
+    "torch's averages": (
+        {"model": PLAIN, "model_ema": AVERAGED},
+        EMA,
+        "took 2 tensors from model_ema, without 'module.'",
+    ),
+    "nested": ({"ema": {"decay": torch.tensor(0.9), "shadow": EMA}}, EMA, "from ema.shadow. It"),
 }
 
 
@@ -51,7 +63,7 @@ def test_checkpoint_comes_down_to_the_weights_and_says_which(tmp_path, capsys, w
     torch.save(saved, tmp_path / "mine.pth")
     state, wanted = models.load_state(tmp_path / "mine.pth"), saved if wanted is None else wanted
     assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
-    assert f"{said}" in capsys.readouterr().out
+    assert said in capsys.readouterr().out
 
 
 def test_reader_chooses_the_set_and_keeps_names_that_the_network_has(tmp_path, capsys):
@@ -60,7 +72,7 @@ def test_reader_chooses_the_set_and_keeps_names_that_the_network_has(tmp_path, c
     network = nn.ModuleDict({"model": nn.Linear(2, 3)})
     torch.save(under("module.", network.state_dict()), tmp_path / "own.pth")
     network.load_state_dict(models.load_state(tmp_path / "own.pth", network=network))
-    assert capsys.readouterr().out.endswith("without 'module.'.\n")
+    assert capsys.readouterr().out.endswith("took 2 tensors, without 'module.'. It holds 2 tensors by name.\n")
 
 
 def test_safetensors_and_files_of_an_old_torch_are_read(tmp_path):

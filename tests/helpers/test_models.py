@@ -11,13 +11,12 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 import torch
 import torchvision
 
-from helpers import graph, labels, models, photos, preprocessing, settings
+from helpers import export, graph, labels, models, photos, preprocessing, settings
 from helpers.speed import results, sweep
 
 NAME = "mobilenet_v3_small"  # the smaller one, for all tests of downloading
@@ -283,26 +282,23 @@ def own_networks():
 def test_section_your_own_network_of_03_takes_what_readers_bring(name, tmp_path, samples):
     """Runs the section's own cells: export, check, one photo, a sweep."""
     book = nbformat.read(settings.NOTEBOOKS / "03_single_image_inference.ipynb", as_version=4)
-    export, check, answer, speed = (c.source for c in book.cells if "own-network" in c.metadata.get("tags", []))
+    export_it, check, answer, speed = (c.source for c in book.cells if "own-network" in c.metadata.get("tags", []))
     make, names, transform = own_networks()[name]
     torch.manual_seed(1)
-    network = make()
+    network = make().eval()
     torch.save({f"module.{key}": value for key, value in network.state_dict().items()}, tmp_path / "mine.pth")
     network.load_state_dict(models.load_state(tmp_path / "mine.pth"))
     here = {"own_model": network, "own_names": names, "own_transform": transform, "FOLDER": tmp_path, "TOLERANCE": 1e-4}
-    here |= {
-        "np": np,
-        "ort": ort,
-        "onnx": onnx,
-        "torch": torch,
-        "labels": labels,
-        "preprocess": preprocessing.preprocess,
-    }
+    here |= {"ort": ort, "torch": torch, "labels": labels, "preprocess": preprocessing.preprocess}
+    here |= {"check_export": export.check_export, "results": results, "sweep": sweep, "TRIALS": 1}
     here["photo"] = photos.open_photo(samples.set_index("file").loc["cat.png", "path"])
-    exec(export, here)
-    exec(check, here)
-    table = eval(answer, here)
-    assert here["own_logits"].shape == (3, len(names)) and here["x"].shape[1] == len(getattr(transform, "mean", "123"))
+    exec(export_it, here)
+    channels = len(getattr(transform, "mean", "123"))
+    assert eval(check, here)["outputs"].tolist() == [[(batch, len(names))] for batch in (1, 2, 3)]
+    assert here["x"].shape[1] == channels
+    run, _, table = answer.rpartition("\n")
+    exec(run, here)
+    table = eval(table, here)
     assert set(table["name"]) <= set(names) and len(table) == 5 and table.columns.name is None
-    exec(speed, here | {"results": results, "sweep": sweep, "TRIALS": 1}, swept := {})
-    assert swept["own_rows"]["p50_ms"].notna().all() and len(swept["own_rows"]) == 3
+    exec(speed, here)
+    assert here["own_rows"]["p50_ms"].notna().all() and len(here["own_rows"]) == 3
