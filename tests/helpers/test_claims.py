@@ -73,9 +73,7 @@ def test_differences_within_the_noise_floor_decide_nothing(monkeypatch, factor, 
 
 
 def test_a_machine_without_a_measured_noise_floor_gets_the_assumed_one():
-    table = make_table(
-        changed("pytorch_cpu", 0.5 * 1.05)
-    )  # ONNX is 5 % faster, to the digit
+    table = make_table(changed("pytorch_cpu", 0.5 * 1.05))  # ONNX is 5 % faster, to the digit
     lonely = table[table["column"].isin(["onnx_fix", "pytorch_cpu"])]
     assert [claims.judge(one).loc["C5", "verdict"] for one in (table, lonely)] == [HOLDS, UNDECIDED]
 
