@@ -7,7 +7,6 @@ imported only where it runs, so that a service and the process that measures mem
 import contextlib
 import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,29 +238,3 @@ def onnxruntime(
         return binding.copy_outputs_to_cpu()[0]
 
     return Backend(lambda: session.run_with_iobinding(binding), logits, session.get_providers()[0], used)
-
-
-def openvino(path: str | Path, x: np.ndarray, *, threads: int, precision: str = "f32") -> Backend:
-    """Make an OpenVINO backend for the CPU.
-
-    Args:
-        path: the .onnx file.
-        x: input, shape (N, C, H, W), float32.
-        threads: of the engine.
-        precision: to compute in, "f32" or "bf16".
-    Returns:
-        The backend, its input bound.
-    Raises:
-        UnavailableError: if OpenVINO is not installed.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # else it tells its makers of every import
-    try:
-        import openvino as ov
-    except ImportError:
-        raise UnavailableError("not installed: python -m pip install openvino") from None
-    hints = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
-    compiled = ov.Core().compile_model(str(path), "CPU", hints)
-    request, used = compiled.create_infer_request(), compiled.get_property("INFERENCE_NUM_THREADS")
-    found = f"OpenVINO {compiled.get_property('INFERENCE_PRECISION_HINT').get_type_name()}"
-    run = functools.partial(request.infer, [x], share_inputs=True)
-    return Backend(run, lambda: run()[0].copy(), found, used)

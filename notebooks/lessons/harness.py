@@ -24,6 +24,7 @@ import torch
 from torch.utils import benchmark
 
 from helpers import engines, machine, models, settings, timing
+from notebooks.lessons import other_engines
 
 PYTORCH, ONNX, THREADS = "PyTorch", "ONNX Runtime", machine.physical_cores()
 APP = f"-d CPU -api sync -hint none -nthreads {THREADS} -nstreams 1 -infer_precision f32 -t 2"
@@ -58,7 +59,7 @@ def checks(folder: str, *, quick: bool) -> Iterator[Check]:
         yield beside(f"{name} against PyTorch's Timer", opener, partial(timer_ms, opener), 0.03, turns)
     if find_spec("openvino"):
         path, x = Path(folder, "resnet18.onnx"), np.ones((1, 3, 128, 128), np.float32)
-        opener = partial(engines.openvino, path, x, threads=THREADS)
+        opener = partial(other_engines.openvino, path, x, threads=THREADS)
         yield beside("OpenVINO against its benchmark_app", opener, partial(app_ms, path), 0.05, turns)
     yield hog(pair, 1 if quick else 5)
 

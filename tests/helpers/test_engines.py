@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from helpers import engines, settings
+from notebooks.lessons import other_engines
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4, 4), dtype=np.float32)
 TEXT = """<ir_version: 10, opset_import: ["": 18]>
@@ -52,7 +53,7 @@ def test_sessions_keep_onnxruntimes_defaults_and_take_its_options(path):
 def test_what_cannot_be_opened_says_why(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(engines.UnavailableError, match="pip install openvino"):
-        engines.openvino(path, X, threads=1)
+        other_engines.openvino(path, X, threads=1)
     with pytest.raises(ValueError, match="training mode"):
         engines.pytorch(nn.Dropout(), X, threads=1)
     with pytest.raises(ValueError, match="'onnx'; it must be one of onnx_fix"):
@@ -91,10 +92,11 @@ def test_other_engines_run_without_pytorch_and_openvino_without_its_telemetry(pa
     """PyTorch would weigh on their memory; OpenVINO's package tells Google Analytics of every import."""
     code = """import sys, numpy
 from helpers import engines
+from notebooks.lessons import other_engines
 x = numpy.ones((1, 3, 4, 4), numpy.float32)
 engines.open_column("onnx_fix", model=None, path=sys.argv[1], x=x, threads=1)()
 try:
-    print(engines.openvino(sys.argv[1], x, threads=1).logits().sum())
+    print(other_engines.openvino(sys.argv[1], x, threads=1).logits().sum())
 except engines.UnavailableError:
     print(48.0)
 print([name for name in ("torch", "openvino_telemetry") if sys.modules.get(name)])"""
