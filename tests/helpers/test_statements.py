@@ -7,7 +7,8 @@ import sys
 
 import nbformat
 import numpy as np
-import onnx
+import onnx.inliner
+import onnx.parser
 import onnxruntime as ort
 import onnxsim
 import pandas as pd
@@ -193,9 +194,40 @@ def test_statistics_of_the_batch_in_eval_mode_are_found_in_the_file(kind, tmp_pa
     with graph.capture_logs():
         torch.onnx.export(model, (X,), path, external_data=False, verbose=False, optimize=False)
     assert "BatchNormalization" in graph.count_operators(path)
+    assert training_nodes(path) == ([] if kind == "stored" else ["BatchNormalization"])
+
+
+def training_nodes(path):
+    """Ask the function of 08."""
     names = {"onnx": onnx}
-    exec(notebook_cell("08_eval_mode", "def training_nodes"), names)
-    assert names["training_nodes"](path) == ([] if kind == "stored" else ["BatchNormalization"])
+    for part in ("def trains", "def training_nodes"):
+        exec(notebook_cell("08_eval_mode", part), names)
+    return names["training_nodes"](path)
+
+
+WITH_HIDDEN_TRAINING = """<ir_version: 10, opset_import: ["" : 18, "own" : 1]>
+net (float[1, 2, 4, 4] x, bool sure) => (float[1, 2, 4, 4] y)
+<float[2] scale = {1, 1}, float[2] bias = {0, 0}, float[2] mean = {0, 0}, float[2] var = {1, 1}> {
+    a = own.norm (x, scale, bias, mean, var)
+    y = If (sure) <
+        then_branch = right () => (t) { t = BatchNormalization (a, scale, bias, mean, var) },
+        else_branch = wrong () => (e) {
+            n = RandomNormalLike (a)
+            e = Add (a, n)
+        }
+    >
+}
+<domain: "own", opset_import: ["" : 18]>
+norm (x, s, b, mean, var) => (y) { y, m, v = BatchNormalization <training_mode = TRAIN> (x, s, b, mean, var) }
+"""
+
+
+@pytest.mark.parametrize("train", [0, 1])
+def test_training_is_found_in_a_branch_and_in_a_models_own_function(tmp_path, train):
+    text = WITH_HIDDEN_TRAINING.replace("TRAIN", str(train)).replace("y, m, v =" if not train else "?", "y =")
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "a.onnx")
+    onnx.checker.check_model(tmp_path / "a.onnx", full_check=True)
+    assert training_nodes(tmp_path / "a.onnx") == ["BatchNormalization"] * train + ["RandomNormalLike"]
 
 
 @pytest.mark.parametrize("rich", ["as installed", "missing"])
