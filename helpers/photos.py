@@ -48,13 +48,13 @@ def sample_photos(*, more: bool = False) -> pd.DataFrame:
     settings.IMAGES.mkdir(parents=True, exist_ok=True)
     paths = []
     for row in table.itertuples():
-        own, spec = settings.IMAGES / row.file, find_spec(row.package)  # finds the folder without importing the package
+        spec = find_spec(row.package)  # finds the folder without importing the package
         shipped = Path(spec.origin).parent / row.source if spec and spec.origin else Path(row.package, row.source)
-        if not (own.exists() and row.set == "sample") and not shipped.exists():
+        paths.append(settings.IMAGES / row.file if row.set == "sample" else shipped)
+        if not (paths[-1].exists() or shipped.exists()):
             raise FileNotFoundError(f"There is no {shipped}. Run: python -m pip install -r requirements.txt")
-        if row.set == "sample" and not own.exists():
-            shutil.copyfile(shipped, own)
-        paths.append(own if row.set == "sample" else shipped)
+        if not paths[-1].exists():
+            shutil.copyfile(shipped, paths[-1])
     return table.assign(path=paths)
 
 
@@ -74,37 +74,11 @@ def open_photo(path: str | Path | BinaryIO) -> Image.Image:
             transparent all over, or longer than ``MAX_ASPECT`` times its width.
         TooManyPixelsError: the same, if it has more than ``MAX_PIXELS`` pixels or does not fit into memory.
     """
-    name = printable(Path(path).name) if isinstance(path, (str, Path)) else "picture"
+    name = _printable(Path(path).name) if isinstance(path, (str, Path)) else "picture"
     try:
         data = Path(path).read_bytes() if isinstance(path, (str, Path)) else path.read()
-        _refuse_foreign(name, data)
-        with Image.open(io.BytesIO(data)) as picture:
-            _refuse_bombs(name, *picture.size)
-            rgb = _to_rgb(name, picture)
-            # Pillow's exif_transpose() also rewrites the EXIF, and fails on odd entries in it
-            turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-            return rgb if turn is None else rgb.transpose(turn)
-    except PhotoError:
-        raise
-    except UnidentifiedImageError:
-        raise PhotoError(f"{name} is not a picture that Pillow can read: save it as JPEG or 8-bit PNG.") from None
-    except (Image.DecompressionBombError, MemoryError):
-        raise TooManyPixelsError(f"{name} has too many pixels for the memory that there is: make it smaller.") from None
-    except Exception as error:  # the file system's errors; and on odd data, decoders raise what they like
-        what = printable(str(error)) or type(error).__name__
-        if isinstance(error, OSError) and error.errno is not None:
-            raise PhotoError(
-                f"{name} cannot be read ({error.strerror}): check the path {printable(str(path))}."
-            ) from None
-        raise PhotoError(f"{name} is damaged, cut off or of an odd kind ({what}): save it anew as JPEG.") from error
-
-
-def printable(name: str) -> str:
-    """Return a file's name with line ends, and bytes that are no UTF-8, written as escapes."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
-
-
-def _refuse_foreign(name: str, data: bytes) -> None:
+    except OSError as error:
+        raise PhotoError(f"{name} cannot be read ({error.strerror}): check the path {_printable(str(path))}.") from None
     if not data:
         raise PhotoError(f"{name} is empty (0 bytes): copy or download it again.")
     if Path(name).suffix.lower() in RAW:  # Pillow would open the small preview in some of them
@@ -112,9 +86,30 @@ def _refuse_foreign(name: str, data: bytes) -> None:
     if data[4:8] == b"ftyp" and not (data[8:12] in {b"avif", b"avis"} and features.check("avif")):
         what = "HEIC, AVIF or a video, which this Pillow cannot read"
         raise PhotoError(f"{name} is {what}: save it as JPEG (pillow-heif is a plug-in for HEIC).")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            _refuse_size(name, *picture.size)
+            # Pillow's exif_transpose() also rewrites the EXIF, and fails on odd entries in it
+            turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+            rgb = _to_rgb(name, picture)
+            return rgb if turn is None else rgb.transpose(turn)
+    except PhotoError:
+        raise
+    except UnidentifiedImageError:
+        raise PhotoError(f"{name} is not a picture that Pillow can read: save it as JPEG or 8-bit PNG.") from None
+    except (Image.DecompressionBombError, MemoryError):
+        raise TooManyPixelsError(f"{name} has too many pixels for the memory that there is: make it smaller.") from None
+    except Exception as error:  # on odd data, decoders raise what they like
+        what = _printable(str(error)) or type(error).__name__
+        raise PhotoError(f"{name} is damaged, cut off or of an odd kind ({what}): save it anew as JPEG.") from error
 
 
-def _refuse_bombs(name: str, width: int, height: int) -> None:
+def _printable(name: str) -> str:
+    """Return a file's name with line ends, and bytes that are no UTF-8, written as escapes."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+
+def _refuse_size(name: str, width: int, height: int) -> None:
     """Judge by the header, before a single pixel is decoded."""
     size = f"{width} x {height} pixels"
     if width * height > MAX_PIXELS:
@@ -130,10 +125,10 @@ def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
     elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
         alpha, picture = picture.getchannel("A"), picture.convert("RGB")
+        if alpha.getextrema()[1] == 0:
+            raise PhotoError(f"{name} is transparent all over: save it without transparency.")
     elif picture.mode not in {"L", "CMYK"}:
         picture = picture.convert("RGB")
-    if alpha is not None and alpha.getextrema()[1] == 0:
-        raise PhotoError(f"{name} is transparent all over: save it without transparency.")
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else None
     if source and source.profile.xcolor_space.strip() == {"L": "GRAY"}.get(picture.mode, picture.mode):
         target = ImageCms.createProfile("sRGB")  # a profile for other channels is ignored, as viewers do
@@ -145,12 +140,10 @@ def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
 def _grey_of_8_bits(picture: Image.Image) -> Image.Image:
     """Scale grey of more than 8 bits to 8; Pillow's own convert() clips instead."""
     values = np.nan_to_num(np.asarray(picture, np.float64), posinf=0.0, neginf=0.0)  # marks of missing pixels
-    tops = [1, 255, 65535] if picture.mode == "F" else [2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 32)]
-    low, high = 0.0, next((top for top in tops if top >= values.max()), 0)
+    low, high = 0.0, next((top for top in (1, 255, 1023, 4095, 16383, 65535) if top >= values.max()), values.max())
     if values.min() < 0 or values.max() < high / 8:  # no usual range, or the picture would stay dark
         low, high = values.min(), values.max()
-    share = (values - low) / max(high - low, np.finfo(np.float64).tiny)
-    return Image.fromarray((share * 255).round().astype(np.uint8))
+    return Image.fromarray(((values - low) / ((high - low) or 1) * 255).round().astype(np.uint8))
 
 
 def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image], dict[str, str]]:
@@ -159,7 +152,7 @@ def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image
     Args:
         folder: the folder; ``data/images``, with the sample photos in it, if not given.
     Returns:
-        The photos by file name (``printable``), in the order of their names, and for each file left out the reason.
+        The photos by file name (printable), in the order of their names, and for each file left out the reason.
     Raises:
         PhotoError: if the folder does not exist or no file in it can be used.
     """
@@ -167,11 +160,11 @@ def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image
         sample_photos()
     folder = Path(settings.IMAGES if folder is None else folder)
     if not folder.is_dir():
-        raise PhotoError(f"The folder {printable(str(folder))} does not exist: make it and put photos into it.")
+        raise PhotoError(f"The folder {_printable(str(folder))} does not exist: make it and put photos into it.")
     photos: dict[str, Image.Image] = {}
     left_out: dict[str, str] = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):  # .gitignore, .DS_Store
-        name = printable(path.name)
+        name = _printable(path.name)
         try:
             if len(photos) == MAX_PHOTOS:
                 raise PhotoError(f"{name} comes after the first {MAX_PHOTOS} photos.")
@@ -180,5 +173,5 @@ def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image
             left_out[name] = str(error)
     if not photos:
         reasons = " ".join(left_out.values()) or "It is empty."
-        raise PhotoError(f"There is no usable photo in {printable(str(folder))}. {reasons}")
+        raise PhotoError(f"There is no usable photo in {_printable(str(folder))}. {reasons}")
     return photos, left_out

@@ -3,14 +3,11 @@
 import io
 import os
 import struct
-import subprocess
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageFile, Jpeg2KImagePlugin, features
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from helpers import labels, photos, settings
 
@@ -52,7 +49,7 @@ CMYK = np.dstack([255 - FOUR, np.full((2, 2), 51, np.uint8)])  # 51 of 255 is 20
 GREY_16 = np.array([[200, 5140], [30000, 65535]], np.uint16)
 FLOATS = np.array([[0.0, 0.2], [0.5, 1.0]], np.float32)
 WITH_HOLES = np.array([[np.nan, np.inf], [-np.inf, 0.6]], np.float32)
-BEST = {"quality": 95, "subsampling": 0}
+BEST, EXACT = {"quality": 95, "subsampling": 0}, {"lossless": True, "exact": True}
 
 
 def swapped_profile():
@@ -63,40 +60,24 @@ def swapped_profile():
 
 # file name: (picture, options of save(), colours expected of the four quarters, tolerance)
 PICTURES = {
-    "colour.jpg": (RGB, BEST, FOUR, 4),
-    "lossless.webp": (RGB, {"lossless": True}, FOUR, 0),
-    "transparent.webp": (
-        with_alpha(FOUR, FOUR_ALPHA),
-        {"lossless": True, "exact": True},
-        on_white(FOUR, FOUR_ALPHA),
-        1,
-    ),
-    "compressed.tiff": (RGB, {"compression": "tiff_lzw"}, FOUR, 0),
+    "colour 照片,小猫(副本).jpg": (RGB, BEST, FOUR, 4),
+    "transparent.webp": (with_alpha(FOUR, FOUR_ALPHA), EXACT, on_white(FOUR, FOUR_ALPHA), 1),
     "animated.gif": (PALETTE, {"save_all": True, "append_images": [PALETTE.rotate(180)] * 2}, FOUR, 0),
     "transparent.gif": (PALETTE, {"transparency": 1}, on_white(FOUR, [[255, 0], [255, 255]]), 0),
     "grey.png": (picture_of(FOUR_GREY), {}, grey(FOUR_GREY), 0),
-    "palette.png": (PALETTE, {}, FOUR, 0),
-    "palette with alpha.png": (PALETTE, {"transparency": FOUR_ALPHA.tobytes()}, on_white(FOUR, FOUR_ALPHA), 1),
-    "rgba.png": (with_alpha(FOUR, FOUR_ALPHA), {}, on_white(FOUR, FOUR_ALPHA), 1),
-    "la.png": (with_alpha(FOUR_GREY, FOUR_ALPHA), {}, on_white(grey(FOUR_GREY), FOUR_ALPHA), 1),
+    "grey with alpha.png": (with_alpha(FOUR_GREY, FOUR_ALPHA), {}, on_white(grey(FOUR_GREY), FOUR_ALPHA), 1),
     "one bit.png": (picture_of(NUMBERS == 0), {}, grey((NUMBERS == 0) * 255), 0),
+    "palette with alpha.png": (PALETTE, {"transparency": FOUR_ALPHA.tobytes()}, on_white(FOUR, FOUR_ALPHA), 1),
     "cmyk.jpg": (Image.fromarray(quarters(CMYK), "CMYK"), BEST, FOUR * 0.8, 5),
     "16 bit.png": (picture_of(GREY_16), {}, grey([[1, 20], [117, 255]]), 0),
-    "16 bit.tif": (picture_of(GREY_16), {}, grey([[1, 20], [117, 255]]), 0),
     "12 bit in 16.tif": (picture_of(GREY_16 // 16), {}, grey([[1, 20], [117, 255]]), 1),
     "float.tif": (picture_of(FLOATS), {}, grey([[0, 51], [128, 255]]), 0),
     "float, other range.tif": (picture_of(FLOATS * 100 - 20), {}, grey([[0, 51], [128, 255]]), 0),
+    "float, large.tif": (picture_of(FLOATS * 1e6), {}, grey([[0, 51], [128, 255]]), 0),
     "float, one value.tif": (picture_of(FLOATS * 0 - 7), {}, grey([[0, 0], [0, 0]]), 0),
     "float with holes.tif": (picture_of(WITH_HOLES), {}, grey([[0, 0], [0, 153]]), 0),
     "profile.png": (RGB, {"icc_profile": swapped_profile()}, FOUR[..., ::-1], 2),
-    "profile and alpha.png": (
-        with_alpha(FOUR, FOUR_ALPHA),
-        {"icc_profile": swapped_profile()},
-        on_white(FOUR[..., ::-1], FOUR_ALPHA),
-        2,
-    ),
     "profile of colours, grey.png": (picture_of(FOUR_GREY), {"icc_profile": swapped_profile()}, grey(FOUR_GREY), 0),
-    "照片 一,小猫(副本).jpg": (RGB, BEST, FOUR, 4),
 }
 
 
@@ -112,30 +93,13 @@ def test_odd_picture_opens_with_the_right_pixels(tmp_path, name):
     np.testing.assert_allclose(found, quarters(expected), rtol=0, atol=tolerance, err_msg=f"wrong pixels in {name}")
 
 
-# EXIF orientation -> how stored pixels become upright ones, by the standard's table of rows and columns
-TURNS = {
-    1: lambda stored: stored,
-    2: lambda stored: stored[:, ::-1],
-    3: lambda stored: stored[::-1, ::-1],
-    4: lambda stored: stored[::-1],
-    5: lambda stored: stored.swapaxes(0, 1),
-    6: lambda stored: np.rot90(stored, -1),
-    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
-    8: lambda stored: np.rot90(stored, 1),
-    9: lambda stored: stored,  # not in the standard, but in the wild
-}
-
-
-@pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize(("suffix", "tolerance"), [("jpg", 4), ("png", 0)])
-def test_exif_rotation_is_undone(tmp_path, orientation, suffix, tolerance):
+@pytest.mark.parametrize("orientation", range(1, 10))  # 9 is not in the standard, but in the wild
+def test_exif_rotation_is_undone_as_pillow_does(tmp_path, orientation):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    RGB.save(tmp_path / f"phone.{suffix}", exif=exif, **(BEST if suffix == "jpg" else {}))
-    expected = TURNS[orientation](quarters(FOUR)).astype(float)
-    found = np.asarray(photos.open_photo(tmp_path / f"phone.{suffix}")).astype(float)
-    assert found.shape == expected.shape, f"orientation {orientation}: width and height are confused"
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=f"orientation {orientation}")
+    RGB.save(tmp_path / "phone.jpg", exif=exif, **BEST)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "phone.jpg"))
+    np.testing.assert_array_equal(photos.open_photo(tmp_path / "phone.jpg"), expected)
 
 
 def test_odd_exif_entries_do_not_stop_a_rotated_photo(tmp_path):
@@ -174,23 +138,15 @@ def holds(data):
 BAD_FILES = {
     "empty.jpg": (holds(b""), r"empty \(0 bytes\)"),
     "half.jpg": (half, "damaged, cut off"),
-    "half.png": (half, "damaged, cut off"),
-    "half.webp": (half, "damaged, cut off|not a picture"),
     "text.jpg": (holds(b"not a photo\n" * 99), "not a picture that Pillow can read"),
-    "网页.png": (holds(b"<!doctype html>\n<title>404</title>"), "not a picture that Pillow can read"),
-    "a.svg": (holds(b"<svg></svg>"), "not a picture that Pillow can read"),
     "IMG_0001.jpg": (holds(b"\0\0\0\x18ftypheic" + bytes(99)), "HEIC.*pillow-heif"),
-    "a.heif": (holds(b"\0\0\0\x18ftypmif1" + bytes(99)), "HEIC"),
     "a.CR2": (holds(b"II*\0"), "raw file"),
-    "folder.jpg": (lambda path: path.mkdir(), "cannot be read"),
-    "missing.jpg": (lambda path: None, r"cannot be read \(No such file"),
     "missing\nline.jpg": (lambda path: None, r"cannot be read \(No such file"),
     "broken profile.png": (lambda path: RGB.save(path, icc_profile=b"no profile"), "odd kind .*profile"),
     "clear.png": (lambda path: Image.new("RGBA", (9, 9), (1, 2, 3, 0)).save(path), "transparent all over"),
     "bomb.png": (claims(50_000, 50_000), "too many pixels"),
     "half a bomb.png": (claims(10_000, 9_000), "10000 x 9000 pixels, more than 80 million"),
     "line.png": (lambda path: Image.new("RGB", (511, 10)).save(path), "511 x 10 pixels, a line"),
-    "endless line.png": (claims(1, 50_000_000), "a line"),
 }
 
 
@@ -199,54 +155,14 @@ BAD_FILES = {
 def test_bad_file_is_refused_by_name_in_one_line_that_says_what_to_do(tmp_path, monkeypatch, name):
     make, reason = BAD_FILES[name]
     make(tmp_path / name)
-    if "bomb" in name or "endless" in name:
+    if "bomb" in name:
         monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("a bomb's pixels were decoded"))
     with pytest.raises(photos.PhotoError, match=reason) as caught:
         photos.open_photo(tmp_path / name)
     message = str(caught.value)
-    assert photos.printable(name) in message, "the message does not name the file"
+    assert photos._printable(name) in message, "the message does not name the file"
     assert message.isprintable() and message.endswith(".") and ": " in message, message
     assert ("bomb" in name) == isinstance(caught.value, photos.TooManyPixelsError)
-
-
-def test_avif_without_its_decoder_is_named(tmp_path, monkeypatch):
-    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x18ftypavif" + bytes(99))
-    monkeypatch.setattr(features, "check", lambda name: False)
-    with pytest.raises(photos.PhotoError, match=r"AVIF.*this Pillow cannot read"):
-        photos.open_photo(tmp_path / "a.avif")
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        (RuntimeError("x\ny"), photos.PhotoError, "damaged"),
-        (AssertionError(), photos.PhotoError, "AssertionError"),
-        (MemoryError(), photos.TooManyPixelsError, "too many pixels for the memory"),
-    ],
-)
-def test_whatever_a_decoder_raises_is_a_photo_error_and_leaves_the_others_be(tmp_path, monkeypatch, error, kind, words):
-    NOISE.save(tmp_path / "a.jp2")
-    NOISE.save(tmp_path / "b.png")
-
-    def load(self):
-        raise error
-
-    monkeypatch.setattr(Jpeg2KImagePlugin.Jpeg2KImageFile, "load", load)
-    with pytest.raises(kind, match=words):
-        photos.open_photo(tmp_path / "a.jp2")
-    assert [list(names) for names in photos.open_folder(tmp_path)] == [["b.png"], ["a.jp2"]]
-
-
-@pytest.mark.parametrize("data", [b"", b"text"])
-def test_a_service_s_bytes_are_called_picture(data):
-    with pytest.raises(photos.PhotoError, match=r"^picture is "):
-        photos.open_photo(io.BytesIO(data))
-
-
-@pytest.mark.parametrize("size", [(50, 1), (10, 500), (1, 1), (3, 7)])
-def test_small_and_narrow_photos_open(tmp_path, size):
-    Image.new("RGB", size, "red").save(tmp_path / "small.png")
-    assert photos.open_photo(tmp_path / "small.png").size == size
 
 
 def fill(folder, good=(), bad=()):
@@ -256,13 +172,15 @@ def fill(folder, good=(), bad=()):
         (folder / name).write_text("no picture")
 
 
-def test_one_bad_file_does_not_stop_the_others(tmp_path):
-    fill(tmp_path, good=["c.png", "a.png", "照片.png"], bad=["b.jpg", ".gitignore"])
+def test_bad_files_and_too_many_do_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "MAX_PHOTOS", 3)
+    fill(tmp_path, good=["c.png", "a.png", "照片.png", "龙.png"], bad=["b.jpg", ".gitignore"])
     (tmp_path / "d").mkdir()
     opened, left_out = photos.open_folder(tmp_path)
     assert list(opened) == ["a.png", "c.png", "照片.png"], "photos must come in the order of their names"
     assert opened["c.png"].getpixel((0, 0)) == (0, 0, 0), "a photo stands under another one's name"
-    assert list(left_out) == ["b.jpg", "d"] and "b.jpg is not a picture" in left_out["b.jpg"]
+    assert list(left_out) == ["b.jpg", "d", "龙.png"] and "b.jpg is not a picture" in left_out["b.jpg"]
+    assert "after the first 3 photos" in left_out["龙.png"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only here file names are bytes")
@@ -285,14 +203,6 @@ def test_folders_without_photos_are_refused(tmp_path):
     fill(tmp_path, bad=["a.jpg", "b.png"])
     with pytest.raises(photos.PhotoError, match=r"no usable photo in .*a\.jpg is not.*b\.png is not"):
         photos.open_folder(tmp_path)
-
-
-def test_limit_counts_good_photos_and_says_what_was_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "MAX_PHOTOS", 2)
-    fill(tmp_path, good=["a.png", "c.png", "d.png", "e.png"], bad=["b.png"])
-    opened, left_out = photos.open_folder(tmp_path)
-    assert list(opened) == ["a.png", "c.png"] and list(left_out) == ["b.png", "d.png", "e.png"]
-    assert "after the first 2 photos" in left_out["d.png"]
 
 
 def test_default_folder_holds_the_samples_and_what_readers_add(tmp_path, monkeypatch):
@@ -338,8 +248,3 @@ def test_missing_package_is_named_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(photos, "find_spec", lambda package: None)
     with pytest.raises(FileNotFoundError, match=r"no skimage.data.astronaut\.png.*pip install -r requirements.txt"):
         photos.sample_photos()
-
-
-def test_a_service_that_opens_photos_loads_no_pytorch():
-    code = "import sys; from helpers import photos, labels; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(settings.ROOT), check=False).returncode == 0
