@@ -16,7 +16,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "ema_model.")
 # What may stand beside weights, as it can run no code: a command's options, and NumPy's numbers under both their names
 SCALAR = np.float64(0).__reduce__()[0]
 DTYPES = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
-HARMLESS = [argparse.Namespace, np.dtype, *DTYPES, SCALAR, (SCALAR, "numpy.core.multiarray.scalar")]
+HARMLESS: list = [argparse.Namespace, np.dtype, *DTYPES, SCALAR, (SCALAR, "numpy.core.multiarray.scalar")]
 KINDS = {  # what is taken for weights, by how it begins; ZIPS by the names inside
     b"<": "a web page",
     b"version https://git-lfs": "a Git LFS pointer (git lfs pull fetches the file)",

@@ -46,7 +46,7 @@ def check_export(
         try:
             with torch.inference_mode():
                 answer = model(torch.from_numpy(x))
-        except RuntimeError as error:
+        except Exception as error:  # networks refuse in many ways
             raise ValueError(f"The network itself refuses an input {shape}: leave it out. ({error})") from error
         outputs = [answer] if torch.is_tensor(answer) else answer.values() if isinstance(answer, Mapping) else answer
         try:
@@ -54,8 +54,8 @@ def check_export(
             pairs = list(zip(found, [output.numpy() for output in outputs], strict=True))
             for one, other in pairs:
                 np.testing.assert_allclose(one, other, rtol=1e-3, atol=tolerance)
-            error = max(np.abs(one - other).max() for one, other in pairs)
-            rows.append({"input": shape, "outputs": [one.shape for one in found], "max_abs_error": error})
+            largest = max(np.abs(one - other).max() for one, other in pairs)
+            rows.append({"input": shape, "outputs": [one.shape for one in found], "max_abs_error": largest})
         except Exception as error:  # ONNX Runtime's have no class in common; NumPy's AssertionError; zip's ValueError
             wrong[shape] = " ".join(str(error).split())
     if wrong:
@@ -80,11 +80,10 @@ def _frozen(path: str | Path, good: tuple[int, ...], bad: tuple[int, ...]) -> st
         sizes.append({v.name: [dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in values})
     for node in graph.node:
         if node.op_type in {"Reshape", "Expand", "Resize"}:
-            before, after = ([size.get(name) for size in sizes] for name in (node.input[0], node.output[0]))
-            if not (before[0] and after[0]) or before[0] == before[1]:
-                continue
-            # A reshape keeps the order of the numbers: where the first axis grew, it must grow behind it, too.
-            kept = 1 if node.op_type == "Reshape" and before[0][0] != before[1][0] else None
-            if after[0][:kept] == after[1][:kept]:
+            before, after = ([size.get(name, []) for size in sizes] for name in (node.input[0], node.output[0]))
+            # A reshape keeps the order of the numbers: where the first axis grows, it must grow behind it, too.
+            kept = 1 if node.op_type == "Reshape" and before[0][:1] != before[1][:1] else None
+            known = before[0] and after[0][:kept] and 0 not in (*before[0], *after[0][:kept])
+            if known and before[0] != before[1] and after[0][:kept] == after[1][:kept]:
                 return f"the first node that froze is {node.name} ({node.op_type}, to {after[0]}). {REPAIR}"
-    return f"no single node is to blame by its sizes, but see the words below. {REPAIR}"
+    return f"no node keeps a size that can be seen from outside, but read on. {REPAIR}"

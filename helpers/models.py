@@ -71,21 +71,16 @@ def load_model(name: str = "resnet18", *, weights: str | None = None) -> tuple[n
     """
     choice = settings.weights_choice() if weights is None else weights
     if name not in (*NETWORKS, REAL_NETWORK) or choice not in settings.WEIGHT_CHOICES:
-        raise ValueError(
-            f"The network is {name!r} and weights {choice!r}; needed: one of {', '.join((*NETWORKS, REAL_NETWORK))}, "
-            f"and one of {', '.join(settings.WEIGHT_CHOICES)}."
-        )
-    if name == REAL_NETWORK:
-        path = _real_file()
-    else:
-        path = None if choice == "random" else _imagenet_file(name, needed=choice == "imagenet")
+        needed = f"one of {', '.join((*NETWORKS, REAL_NETWORK))}, and one of {', '.join(settings.WEIGHT_CHOICES)}"
+        raise ValueError(f"The network is {name!r} and weights {choice!r}; needed: {needed}.")
+    real = name == REAL_NETWORK
+    path = _real_file() if real else None if choice == "random" else _imagenet_file(name, needed=choice == "imagenet")
     if path is None:
         return _random(name), LoadedWeights(name)
-    model: nn.Module = EfficientNetLite0() if name == REAL_NETWORK else torchvision.models.get_model(name)
+    model: nn.Module = EfficientNetLite0() if real else torchvision.models.get_model(name)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if name == REAL_NETWORK:  # the hash is right, so the order is known: the same layers under other names
-        state = dict(zip(model.state_dict(), state.values(), strict=True))
-    model.load_state_dict(state)
+    # The hash is right, so the order of the real one is known: the same layers under other names.
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)) if real else state)
     return model.eval(), LoadedWeights(name, path)
 
 
@@ -101,14 +96,12 @@ def _real_file() -> Path:
 def _imagenet_file(name: str, *, needed: bool) -> Path | None:
     url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
     path = settings.WEIGHTS / Path(url).name
-    if not path.exists():
-        path = Path(torch.hub.get_dir(), "checkpoints", path.name)
-        failure = "" if path.exists() else _download(url)
-        if failure and needed:
-            todo = f"Download {url} elsewhere and put the file into {settings.WEIGHTS}."
-            raise WeightsError(f"ImageNet weights of {name} cannot be downloaded ({failure}). {todo}")
-        if failure:
+    path = path if path.exists() else Path(torch.hub.get_dir(), "checkpoints", path.name)
+    if not path.exists() and (failure := _download(url)):
+        if not needed:
             return None
+        todo = f"Download {url} elsewhere and put the file into {settings.WEIGHTS}."
+        raise WeightsError(f"ImageNet weights of {name} cannot be downloaded ({failure}). {todo}")
     if problem := _damage(path):
         raise WeightsError(f"{problem} Copy it again, or delete it. Your own? models.load_state(path) reads it.")
     return path

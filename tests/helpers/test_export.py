@@ -73,6 +73,13 @@ def test_sizes_and_outputs_of_other_names_are_compared(tmp_path):
         export.check_export(network, path, [(1, 3, 8, 8)])
 
 
+def test_file_of_one_batch_by_choice_says_what_it_takes(tmp_path):
+    network, path = exported(Flat(), tmp_path / "net.onnx", (1, 3, 8, 8), axes=())
+    assert len(export.check_export(network, path, [(1, 3, 8, 8)], batches=[1])) == 1
+    with pytest.raises(ValueError, match=r"\(2, 3, 8, 8\), right at \(1, 3, 8, 8\).*Got: 2 Expected: 1"):
+        export.check_export(network, path, [(1, 3, 8, 8)])
+
+
 @pytest.mark.parametrize(
     ("network", "example", "old", "shapes", "said"),
     [
@@ -99,6 +106,9 @@ def test_what_is_no_fault_of_a_size_is_named_for_what_it_is(tmp_path):
     network, path = exported(Flat(), tmp_path / "net.onnx", (2, 3, 8, 8))
     with pytest.raises(ValueError, match=r"network itself refuses an input \(1, 3, 9, 9\)"):
         export.check_export(network, path, [(1, 3, 9, 9)])
+    small = transformer().eval()
+    with pytest.raises(ValueError, match=r"network itself refuses an input \(1, 3, 40, 40\).*Wrong image height"):
+        export.check_export(small, path, [(1, 3, 40, 40)])
     with pytest.raises(ValueError, match=r"right nowhere.*Not equal to tolerance"):
         export.check_export(Flat().eval(), path, [(1, 3, 8, 8)])
     with pytest.raises(ValueError, match=r"train mode: call model\.eval"):
