@@ -5,7 +5,7 @@
 #   That is what one pays for: it keeps every activation of every calibration picture in memory.
 # Happens: with the default options it starts from 128 bins and looks for 128 quantized bins. There is nothing to
 #   choose, so the range is the one from the smallest to the largest value. With num_bins=2048 it does cut.
-# Notice: the INT8 files of both methods are equal. Repair: more bins (extra_options of create_calibrator: num_bins), or Percentile.
+# Notice: the INT8 files of both methods are equal. Repair: Percentile, or create_calibrator with more bins; quantize_static hands no number of bins on.
 # Versions: onnxruntime 1.32.0, onnx 1.23.2, numpy 2.4.6. Seen 2026-11-30.
 # Hurts: whoever calibrates an INT8 classifier with Entropy because MinMax was too coarse.
 set -euo pipefail
