@@ -515,6 +515,7 @@ def test_a_killed_worker_takes_its_batch_and_nothing_else(kit):
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_found_and_replaced(kit):
     with kit.running(kit.FILES["fp32"], "--probe-s", 0.2, "--hung-s", 3) as url:
         (worker,) = map(psutil.Process, client.live(url)["workers"])
@@ -524,6 +525,7 @@ def test_a_worker_that_hangs_is_found_and_replaced(kit):
         assert kit.ask(f"{url}/classify", kit.jpeg)[0] == 200
 
 
+@pytest.mark.slow
 def test_a_new_worker_serves_the_bytes_that_were_checked(kit, tmp_path):
     """The file is spoilt under a running service: that is seen at its next start, not in the middle of the night."""
     file = tmp_path / "classifier.onnx"
@@ -561,6 +563,14 @@ def test_a_program_ends_with_the_one_that_started_it(kit, program):
         process.stdin.close()
         process.wait(60)
     assert tree_ended(tree)
+
+
+@POSIX
+def test_workers_end_with_the_front(kit):
+    with kit.running(kit.FILES["fp32"], "--sessions", 2) as url:
+        tree = [leader := front(url), *leader.children(recursive=True)]
+        leader.kill()
+        assert tree_ended(tree)
 
 
 @POSIX
@@ -607,6 +617,7 @@ def test_a_first_worker_that_cannot_start_ends_the_service(kit, spoilt):
 
 
 @POSIX
+@pytest.mark.slow
 def test_no_shared_memory_is_needed(kit, spoilt):
     """Containers may have a read-only /dev/shm, where no lock between processes can be made."""
     refuse = "import _multiprocessing\ndef SemLock(*_, **__): raise OSError(30, 'Read-only file system')\n"

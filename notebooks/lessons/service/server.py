@@ -41,9 +41,7 @@ class Worker:
     """A process that answers batches. Pipes are all that it shares with us: no locks, no /dev/shm."""
 
     def __init__(self, options: argparse.Namespace, content: bytes) -> None:
-        """Start it. A fork server has the slow imports done, and its workers are copies; Windows has none."""
-        multiprocessing.set_start_method("forkserver" if hasattr(os, "fork") else "spawn", force=True)
-        multiprocessing.set_forkserver_preload(["notebooks.lessons.service.classifier"])
+        """Start it."""
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.Process(target=work, args=(content, options, theirs))
         self.process.start()
@@ -100,6 +98,9 @@ class Pool:
         Raises:
             RuntimeError: with the sentence of one that does not.
         """
+        # A fork server has the slow imports done, and its workers are copies; Windows has none.
+        multiprocessing.set_start_method("forkserver" if hasattr(os, "fork") else "spawn")
+        multiprocessing.set_forkserver_preload(["notebooks.lessons.service.classifier"])
         for _ in range(self.options.sessions):
             self.workers.append(Worker(self.options, self.content))
         for worker in self.workers:
@@ -275,6 +276,7 @@ def serve(pool: Pool, options: argparse.Namespace, listener: socket.socket) -> N
     config = uvicorn.Config(
         application(pool, options),
         http=Impatient,
+        ws="none",
         headers=[("Connection", "close")],
         log_level="warning",
         timeout_graceful_shutdown=math.ceil(options.body_s + options.timeout_s) + 1,
