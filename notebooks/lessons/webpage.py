@@ -6,6 +6,7 @@ Taught in notebooks/11_one_file_many_engines.ipynb.
 import base64
 import json
 import multiprocessing
+import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from helpers import labels, settings
 from notebooks.lessons import chromium
 
 VERSION = "1.30.0"  # of onnxruntime-web
-INSTALL = f"npm install --prefix data/exports/web onnxruntime-web@{VERSION}"  # from the course's root
+PLACE = Path(os.path.relpath(settings.EXPORTS / "web", settings.ROOT)).as_posix()
+INSTALL = f"npm install --prefix {PLACE} onnxruntime-web@{VERSION}"  # from the course's root
 RUNTIME = settings.EXPORTS / "web" / "node_modules" / "onnxruntime-web" / "dist"
 FILES = {  # engine -> its script and its WebAssembly program
     "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
