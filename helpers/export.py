@@ -1,5 +1,6 @@
 """Does a file keep its promise, every batch and size? Taught in notebooks/03_single_image_inference.ipynb."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,13 +61,18 @@ def check_export(
             wrong[shape] = " ".join(str(error).split())
     if wrong:
         bad, good = next(iter(wrong)), rows[0]["input"] if rows else None
-        where = f"right at {good}: {_frozen(path, good, bad)}" if good else "right nowhere: another network's file?"
+        where = "right nowhere: another network's file?"
+        if good:
+            where = f"right at {good}: {_frozen(path, good, bad, wrong[bad])}"
         raise ValueError(f"{Path(path).name} is wrong at input {bad}, {where} It said: {wrong[bad]}")
     return pd.DataFrame(rows)
 
 
-def _frozen(path: str | Path, good: tuple[int, ...], bad: tuple[int, ...]) -> str:
-    """Name the first node whose output keeps a size while its input's changes, by the shapes inferred for both."""
+def _frozen(path: str | Path, good: tuple[int, ...], bad: tuple[int, ...], said: str) -> str:
+    """Name the first node whose output keeps a size while its input's changes, by the shapes inferred for both.
+
+    Where there is none, name the node at which the engine stopped.
+    """
     sizes = []
     for shape in (good, bad):
         tried = onnx.load(path)
@@ -86,4 +92,5 @@ def _frozen(path: str | Path, good: tuple[int, ...], bad: tuple[int, ...]) -> st
             known = before[0] and after[0][:kept] and 0 not in (*before[0], *after[0][:kept])
             if known and before[0] != before[1] and after[0][:kept] == after[1][:kept]:
                 return f"the first node that froze is {node.name} ({node.op_type}, to {after[0]}). {REPAIR}"
-    return f"no node keeps a size that can be seen from outside, but read on. {REPAIR}"
+    stopped = re.search(r"running (\w+) node\. Name:'([^']*)'", said)
+    return f"the first node that stops is {stopped[2]} ({stopped[1]}). {REPAIR}" if stopped else REPAIR

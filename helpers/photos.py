@@ -84,11 +84,17 @@ def open_photo(path: str | Path | BinaryIO) -> Image.Image:
     if Path(name).suffix.lower() in RAW:  # Pillow would open the small preview in some of them
         raise PhotoError(f"{name} is a camera's raw file, not a picture yet: develop it and save it as JPEG.")
     if data[4:8] == b"ftyp" and not (data[8:12] in {b"avif", b"avis"} and features.check("avif")):
-        what = "HEIC, AVIF or a video, which this Pillow cannot read"
-        raise PhotoError(f"{name} is {what}: save it as JPEG (pillow-heif is a plug-in for HEIC).")
+        raise PhotoError(
+            f"{name} is HEIC, AVIF or a video; this Pillow reads none: save it as JPEG, or add pillow-heif."
+        )
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            _refuse_size(name, *picture.size)
+            size = f"{picture.width} x {picture.height} pixels"  # by the header, before a single pixel is decoded
+            if picture.width * picture.height > MAX_PIXELS:
+                most = f"{MAX_PIXELS / 1e6:.0f} million"
+                raise TooManyPixelsError(f"{name} claims {size}, more than {most}: make it smaller.")
+            if max(picture.size) > MAX_ASPECT * min(picture.size):
+                raise PhotoError(f"{name} is {size}, a line rather than a photo: crop it.")
             # Pillow's exif_transpose() also rewrites the EXIF, and fails on odd entries in it
             turn = UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
             rgb = _to_rgb(name, picture)
@@ -107,15 +113,6 @@ def open_photo(path: str | Path | BinaryIO) -> Image.Image:
 def _printable(name: str) -> str:
     """Return a file's name with line ends, and bytes that are no UTF-8, written as escapes."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
-
-
-def _refuse_size(name: str, width: int, height: int) -> None:
-    """Judge by the header, before a single pixel is decoded."""
-    size = f"{width} x {height} pixels"
-    if width * height > MAX_PIXELS:
-        raise TooManyPixelsError(f"{name} claims {size}, more than {MAX_PIXELS / 1e6:.0f} million: make it smaller.")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise PhotoError(f"{name} is {size}, a line rather than a photo: crop it.")
 
 
 def _to_rgb(name: str, picture: Image.Image) -> Image.Image:
@@ -158,7 +155,7 @@ def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image
     """
     if folder is None:
         sample_photos()
-    folder = Path(settings.IMAGES if folder is None else folder)
+    folder = Path(folder or settings.IMAGES)
     if not folder.is_dir():
         raise PhotoError(f"The folder {_printable(str(folder))} does not exist: make it and put photos into it.")
     photos: dict[str, Image.Image] = {}
@@ -172,6 +169,6 @@ def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image
         except PhotoError as error:
             left_out[name] = str(error)
     if not photos:
-        reasons = " ".join(left_out.values()) or "It is empty."
-        raise PhotoError(f"There is no usable photo in {_printable(str(folder))}. {reasons}")
+        why = " ".join(left_out.values()) or "It is empty."
+        raise PhotoError(f"There is no usable photo in {_printable(str(folder))}. {why}")
     return photos, left_out

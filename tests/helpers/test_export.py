@@ -31,6 +31,13 @@ class Upscaled(nn.Module):
         return F.interpolate(x, size=(height, width)).square().sum((2, 3))
 
 
+class Placed(nn.Module):
+    """Adds a table of the example's size, which the old exporter keeps as numbers."""
+
+    def forward(self, x):
+        return x + torch.arange(int(x.shape[3])).float()
+
+
 class TwoHeads(nn.Module):
     def forward(self, x):
         return {"logits": x.mean((2, 3)), "largest": x.amax((2, 3))}
@@ -83,6 +90,7 @@ def test_file_of_one_batch_by_choice_says_what_it_takes(tmp_path):
 @pytest.mark.parametrize(
     ("network", "example", "old", "shapes", "said"),
     [
+        (Placed, (2, 3, 8, 8), True, [(1, 3, 8, 8), (1, 3, 8, 9)], r"first node that stops is /Add \(Add\)"),
         (
             transformer,
             (1, 3, 32, 32),
@@ -93,7 +101,7 @@ def test_file_of_one_batch_by_choice_says_what_it_takes(tmp_path):
         (Flat, (2, 3, 8, 8), True, [(2, 3, 8, 8)], r"\(1, 3, 8, 8\), right at \(2, .* is /Reshape \(Reshape, to \[2, "),
         (Upscaled, (2, 3, 8, 8), True, [(1, 3, 8, 8), (1, 3, 8, 9)], r"\(1, 3, 8, 9\), .* is /Resize \(.*Not equal"),
     ],
-    ids=["a ViT's batch", "a reshape's batch", "an upscaling's size, without an error"],
+    ids=["a table of one size", "a ViT's batch", "a reshape's batch", "an upscaling's size, without an error"],
 )
 def test_first_node_that_froze_is_named(tmp_path, capfd, network, example, old, shapes, said):
     file = exported(network(), tmp_path / "net.onnx", example, old=old, axes=("batch", None, *("hw" if old else ())))
