@@ -1,7 +1,9 @@
 """The networks of the course and their weights. Taught in notebooks/01_export_and_check.ipynb and 03."""
 
+import contextlib
 import hashlib
 import http.client
+import io
 import socket
 from dataclasses import dataclass
 from functools import cache
@@ -113,7 +115,10 @@ def _download(url: str) -> str:
     before = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(TIMEOUT_S)  # a stalled download ends, too
-        torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, map_location="cpu", weights_only=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # where it lands, a path of this machine
+            torch.hub.load_state_dict_from_url(
+                url, progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
         return ""
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: torch.hub's for a wrong hash
         return str(error) or type(error).__name__
