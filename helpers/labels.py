@@ -54,7 +54,8 @@ def top_k(
         )
     if not 1 <= k <= len(names):
         raise ValueError(f"k is {k}; it must be from 1 to {len(names)}.")
-    if (logits >= 0).all() and abs(logits.sum() - 1) < 0.01:
+    rounding = 0.01 if logits.size > 2 else 1e-5  # of two, np.append(0, logit) may come near a sum of 1
+    if (logits >= 0).all() and abs(logits.sum() - 1) < rounding:
         raise ValueError(
             "These are no logits: they lie between 0 and 1 and sum to 1, so the network ends in a softmax, and a "
             "second one would flatten them. Give np.log(probabilities + 1e-12), or export the network without it."

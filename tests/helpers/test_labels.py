@@ -100,8 +100,11 @@ def test_numbers_that_are_no_logits_are_refused(given, message):
 
 
 def test_what_the_refusals_advise_gives_the_right_probabilities():
-    yes = labels.top_k(np.append(0, 9.0), 1, names=["no", "yes"]).iloc[0]
-    assert (yes["name"], yes["probability"]) == ("yes", pytest.approx(1 / (1 + np.exp(-9))))
+    for logit in (9.0, 1.005):  # the second one, with 0 beside it, sums to 1 nearly
+        yes = labels.top_k(np.append(0, logit), 1, names=["no", "yes"]).iloc[0]
+        assert (yes["name"], yes["probability"]) == ("yes", pytest.approx(1 / (1 + np.exp(-logit))))
+    with pytest.raises(ValueError, match="softmax"):
+        labels.top_k(np.float32([0.3, 0.7]), 1, names=["no", "yes"])
     shown = labels.top_k(np.log(PROBABILITIES + 1e-12), 5, names="abcde").set_index("class_id")["probability"]
     np.testing.assert_allclose(shown.sort_index(), PROBABILITIES, rtol=1e-6)
     assert labels.top_k(np.log([1 - 0.2, 0.2]), 1, names=["no", "yes"])["probability"].item() == pytest.approx(0.8)
