@@ -74,11 +74,11 @@ def open_photo(path: str | Path | BinaryIO) -> Image.Image:
             transparent all over, or longer than ``MAX_ASPECT`` times its width.
         TooManyPixelsError: the same, if it has more than ``MAX_PIXELS`` pixels or does not fit into memory.
     """
-    name = _printable(Path(path).name) if isinstance(path, (str, Path)) else "picture"
+    name = printable(Path(path).name) if isinstance(path, (str, Path)) else "picture"
     try:
         data = Path(path).read_bytes() if isinstance(path, (str, Path)) else path.read()
     except OSError as error:
-        raise PhotoError(f"{name} cannot be read ({error.strerror}): check the path {_printable(str(path))}.") from None
+        raise PhotoError(f"{name} cannot be read ({error.strerror}): check the path {printable(str(path))}.") from None
     if not data:
         raise PhotoError(f"{name} is empty (0 bytes): copy or download it again.")
     if Path(name).suffix.lower() in RAW:  # Pillow would open the small preview in some of them
@@ -106,11 +106,11 @@ def open_photo(path: str | Path | BinaryIO) -> Image.Image:
     except (Image.DecompressionBombError, MemoryError):
         raise TooManyPixelsError(f"{name} has too many pixels for the memory that there is: make it smaller.") from None
     except Exception as error:  # on odd data, decoders raise what they like
-        what = _printable(str(error)) or type(error).__name__
+        what = printable(str(error)) or type(error).__name__
         raise PhotoError(f"{name} is damaged, cut off or of an odd kind ({what}): save it anew as JPEG.") from error
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Return a file's name with line ends, and bytes that are no UTF-8, written as escapes."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
 
@@ -157,11 +157,11 @@ def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image
         sample_photos()
     folder = Path(folder or settings.IMAGES)
     if not folder.is_dir():
-        raise PhotoError(f"The folder {_printable(str(folder))} does not exist: make it and put photos into it.")
+        raise PhotoError(f"The folder {printable(str(folder))} does not exist: make it and put photos into it.")
     photos: dict[str, Image.Image] = {}
     left_out: dict[str, str] = {}
     for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):  # .gitignore, .DS_Store
-        name = _printable(path.name)
+        name = printable(path.name)
         try:
             if len(photos) == MAX_PHOTOS:
                 raise PhotoError(f"{name} comes after the first {MAX_PHOTOS} photos.")
@@ -170,5 +170,5 @@ def open_folder(folder: str | Path | None = None) -> tuple[dict[str, Image.Image
             left_out[name] = str(error)
     if not photos:
         why = " ".join(left_out.values()) or "It is empty."
-        raise PhotoError(f"There is no usable photo in {_printable(str(folder))}. {why}")
+        raise PhotoError(f"There is no usable photo in {printable(str(folder))}. {why}")
     return photos, left_out

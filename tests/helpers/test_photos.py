@@ -160,7 +160,7 @@ def test_bad_file_is_refused_by_name_in_one_line_that_says_what_to_do(tmp_path, 
     with pytest.raises(photos.PhotoError, match=reason) as caught:
         photos.open_photo(tmp_path / name)
     message = str(caught.value)
-    assert photos._printable(name) in message, "the message does not name the file"
+    assert photos.printable(name) in message, "the message does not name the file"
     assert message.isprintable() and message.endswith(".") and ": " in message, message
     assert ("bomb" in name) == isinstance(caught.value, photos.TooManyPixelsError)
 
