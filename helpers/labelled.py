@@ -37,7 +37,7 @@ class LabelledSet:
     may_be_shown: bool = True  # False: under a licence that keeps the pictures out of stored outputs
 
 
-def sets(names: Sequence[str] | None = None) -> dict[str, LabelledSet]:
+def sets(names: Sequence[str] | None = None, *, root: Path | None = None) -> dict[str, LabelledSet]:
     """Find the sets of labelled pictures: the reader's folders, Tux Paint's stamps, the course's sample photos.
 
     A reader's folder is ``data/labelled/NAME/CLASS/photo.jpg``, as torchvision's ``ImageFolder`` has it, or
@@ -47,10 +47,11 @@ def sets(names: Sequence[str] | None = None) -> dict[str, LabelledSet]:
     Args:
         names: the class names of your own network in the order of its outputs; then CLASS is one of these, and only
             the reader's folders are returned.
+        root: where the reader's folders lie, if not in ``data/labelled/``.
     Returns:
         The sets by name, those of the reader first; of a larger set ``MAX_PICTURES``, evenly spread.
     """
-    root = settings.DATA / "labelled"
+    root = root or settings.DATA / "labelled"
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     found = [_folder(path, _ids(names)) for path in folders]
     if names is None:
