@@ -31,6 +31,11 @@ def run(choice: argparse.Namespace) -> int:
         return first()
     if choice.command == "check":
         return check_results(choice.files)
+    if choice.command == "engines":
+        from course import engines
+
+        choices = {"again": choice.again, "timed": choice.time, "file": choice.file, "shape": choice.input}
+        return engines.command(choice.names, keep=choice.keep == "all", **choices)
     if WORK.parent == settings.EXPORTS:  # the course may only be read
         settings.exports_folder(WORK.name)
     from course import build, notebooks, paper, slides
@@ -64,6 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these")
     check = commands.add_parser("check", help="check results files before you share them")
     check.add_argument("files", nargs="*", type=Path, help="results files (default: all in data/results/)")
+    atlas = commands.add_parser("engines", help="one file, many engines: install each for itself, ask it, write a row")
+    atlas.add_argument("names", nargs="*", metavar="NAME", help="engines, as in data/engines.csv; all if none is named")
+    atlas.add_argument("--keep", choices=("all", "none"), default="all", help="environments that stay (default: all)")
+    atlas.add_argument("--again", action="store_true", help="run rows that stand")
+    atlas.add_argument("--time", action="store_true", help="time right answers beside ONNX Runtime, in turns")
+    atlas.add_argument("--file", type=Path, help="your own .onnx file, with float32 in and one answer out")
+    atlas.add_argument("--input", default="", metavar="1,3,224,224", help="its input's shape, where the file has none")
     slides = commands.add_parser("slides", help="make offline decks in _build/slides/")
     handout = commands.add_parser("handout", help="copy the notebooks without solutions to handout/")
     for command in (slides, handout):

@@ -1,7 +1,6 @@
 """The files of the atlas of engines: one network in many ways of writing it down, with inputs and right answers."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch.nn import functional as F
 
 from helpers import models, photos, settings
+from helpers.preprocessing import Preprocessing
 
 LITE0, BIG = models.REAL_NETWORK, 448  # BIG: side in pixels of the photos that a file prepares itself
 
@@ -29,7 +29,7 @@ class Kind:
     network: str
     how: str  # in words
     options: dict  # of torch.onnx.export
-    after: str = ""  # what is done with the file then: "fp16", "prepare", "U8S8", "S8S8", "QOperator"
+    after: str = ""  # what is done with the file then: "fp16", "prepare", "U8S8", "U8S7", "S8S8", "QOperator"
 
     @property
     def arithmetic(self) -> str:
@@ -54,6 +54,7 @@ KINDS = {
         Kind("external data", "resnet18", "weights in a file beside it", {"external_data": True}),
         Kind("fp16", LITE0, "float16 within, float32 in and out", {}, "fp16"),
         Kind("QDQ U8S8", LITE0, "quantize_static, per channel", {}, "U8S8"),
+        Kind("QDQ U8S7", LITE0, "the same with reduce_range: weights of 7 bits", {}, "U8S7"),
         Kind("QDQ S8S8", LITE0, "quantize_static by default, per channel", {}, "S8S8"),
         Kind("QOperator", LITE0, "quantize_static, QOperator, S8S8, per channel", {}, "QOperator"),
         Kind("preparation inside", LITE0, "Resize with antialias before the network", {}, "prepare"),
@@ -63,7 +64,7 @@ KINDS = {
 }
 
 
-def network(name: str) -> tuple[torch.nn.Module, Callable]:
+def network(name: str) -> tuple[torch.nn.Module, Preprocessing]:
     """Return a network in eval mode and its preparation; "vit" is a random one of 1.3 million parameters."""
     if name != "vit":
         model, loaded = models.load_model(name)
@@ -85,7 +86,8 @@ class _Photos(CalibrationDataReader):
 
 def to_int8(source: Path, target: Path, x: np.ndarray, after: str) -> np.ndarray:
     """Quantize a file; return the right logits: those of its Q and DQ nodes computed one by one, in float."""
-    form = {"per_channel": True, "activation_type": QuantType.QUInt8 if after == "U8S8" else QuantType.QInt8}
+    form = {"per_channel": True, "activation_type": QuantType.QUInt8 if "U8" in after else QuantType.QInt8}
+    form["reduce_range"] = after == "U8S7"
     quantization.quantize_static(source, target, _Photos(x), quant_format=QuantFormat.QDQ, **form)
     right = by_ort(target, x)
     if after == "QOperator":
@@ -109,7 +111,9 @@ def prepared_inside(path: Path) -> None:
         helper.make_tensor_value_info(name, 1, [1, 3, side, side]) for name, side in (("photo", BIG), ("small", 224))
     ]
     sizes = numpy_helper.from_array(np.array([1, 3, 224, 224]), "sizes")
-    node = helper.make_node("Resize", ["photo", "", "", "sizes"], ["small"], mode="linear", antialias=1)
+    node = helper.make_node(
+        "Resize", ["photo", "", "", "sizes"], ["small"], mode="linear", antialias=1, exclude_outside=1
+    )
     graph = helper.make_graph([node], "prepare", ends[:1], ends[1:], [sizes])
     first = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     onnx.save(compose.merge_models(first, model, io_map=[("small", "input")]), path)
@@ -130,11 +134,15 @@ def make(kind: Kind, folder: Path) -> Path:
     x = torch.stack([prepare(photos.open_photo(photo)) for photo in photos.sample_photos()["path"]])
     choices = {"external_data": False, **kind.options}
     if shapes := choices.pop("dynamic_shapes", None):
-        choices["dynamic_shapes"] = ({axis: torch.export.Dim(name, min=1 if axis == 0 else 64) for axis, name in shapes.items()},)
+        choices["dynamic_shapes"] = (
+            {axis: torch.export.Dim(name, min=1 if axis == 0 else 64) for axis, name in shapes.items()},
+        )
     example = (torch.zeros(2 if shapes else 1, 3, 224, 224),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the older exporter says that it is older
-        torch.onnx.export(model, example, path, input_names=["input"], output_names=["logits"], verbose=False, **choices)
+        torch.onnx.export(
+            model, example, path, input_names=["input"], output_names=["logits"], verbose=False, **choices
+        )
     small = x
     if kind.after == "prepare":
         prepared_inside(path)

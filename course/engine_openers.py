@@ -1,3 +1,4 @@
+# ruff: noqa: D103  (an opener is named for its engine, and all do the same)
 """How each engine opens a file and runs it. This file alone, with NumPy, runs in an environment that has one engine.
 
 ``python engine_openers.py OPENER model.onnx x.npy answers.npy report.json``: OPENER is a function of this file, or
@@ -26,7 +27,14 @@ def onnxruntime(path):
 
 
 def ort_format(path, style="Fixed"):
-    command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", path, "--optimization_style", style]
+    command = [
+        sys.executable,
+        "-m",
+        "onnxruntime.tools.convert_onnx_models_to_ort",
+        path,
+        "--optimization_style",
+        style,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     middle = ".with_runtime_opt" if style == "Runtime" else ""
     target = Path(path).with_suffix(f"{middle}.ort")
@@ -39,41 +47,40 @@ def ort_format_runtime(path):
     return ort_format(path, "Runtime")
 
 
-def _plugin(path, module, provider):
+def _plugin(path, module):
     import onnxruntime as ort
 
-    plugin = import_module(module)
+    plugin, before = import_module(module), {device.ep_name for device in ort.get_ep_devices()}
     ort.register_execution_provider_library(module, str(plugin.get_library_path()))
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == provider]
+    devices = [device for device in ort.get_ep_devices() if device.ep_name not in before]
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if devices:
         options.add_provider_for_devices(devices[:1], {})
     session = ort.InferenceSession(path, options)
-    parts = session.get_provider_graph_assignment_info()
-    count = {part.ep_name: 0 for part in parts}
-    for part in parts:
-        count[part.ep_name] += len(part.get_nodes())
+    parts = [(part.ep_name, len(part.get_nodes())) for part in session.get_provider_graph_assignment_info()]
+    own = sum(count for name, count in parts if name != "CPUExecutionProvider")
 
     def run(x):
         return session.run(None, {session.get_inputs()[0].name: x})[0]
 
-    run.nodes = f"{count.get(provider, 0)} of {sum(count.values())}"
-    run.said = "" if devices else f"{provider} offers no device here; no error, the CPU provider runs it"
+    run.nodes = f"{own} of {sum(count for _, count in parts)}"
+    lack = "the plugin offers no device here" if not devices else "" if own else "the plugin takes no node"
+    run.said = lack and f"{lack}; no error, the CPU provider runs all"
     return run
 
 
 def plugin_openvino(path):
-    return _plugin(path, "onnxruntime_ep_openvino", "OpenVINOExecutionProvider")
+    return _plugin(path, "onnxruntime_ep_openvino")
 
 
 def plugin_webgpu(path):
-    return _plugin(path, "onnxruntime_ep_webgpu", "WebGpuExecutionProvider")
+    return _plugin(path, "onnxruntime_ep_webgpu")
 
 
 def plugin_nxrt(path):
-    return _plugin(path, "nxrt_ep_cpu", import_module("nxrt_ep_cpu").get_ep_name())
+    return _plugin(path, "nxrt_ep_cpu")
 
 
 def reference(path):
@@ -117,7 +124,7 @@ def ncnn(path):
     import pnnx
 
     axes = onnx.load(path, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
-    shape = ",".join(str(axis.dim_value or default) for axis, default in zip(axes, (1, 3, 224, 224)))
+    shape = ",".join(str(axis.dim_value or default) for axis, default in zip(axes, (1, 3, 224, 224), strict=True))
     command = [pnnx.EXEC_PATH, Path(path).name, f"inputshape=[{shape}]", "fp16=0"]
     done = subprocess.run(command, cwd=Path(path).parent, capture_output=True, text=True)
     net = engine.Net()
@@ -193,7 +200,8 @@ NODE = """
 const ort = require(process.argv[1]), fs = require('fs'), lines = require('readline').createInterface(process.stdin)
 ort.env.logLevel = 'fatal'
 async function main() {
-  const session = await ort.InferenceSession.create(process.argv[1].endsWith('web') ? fs.readFileSync(process.argv[2]) : process.argv[2])
+  const file = process.argv[1].endsWith('web') ? fs.readFileSync(process.argv[2]) : process.argv[2]
+  const session = await ort.InferenceSession.create(file)
   console.log('opened')
   for await (const line of lines) {
     const x = fs.readFileSync('x.raw'), numbers = new Float32Array(x.buffer, x.byteOffset, x.length / 4)
@@ -252,7 +260,9 @@ def iree(path):
     binary = tools.compile_file(text, input_type="onnx", target_backends=["llvm-cpu"], extra_args=flags)
     config = runtime.Config("local-task")
     module = runtime.load_vm_module(runtime.VmModule.copy_buffer(config.vm_instance, binary), config)
-    function = module[next(name for name in module.vm_module.function_names if not name.startswith("__") and "$" not in name)]
+    function = module[
+        next(name for name in module.vm_module.function_names if not name.startswith("__") and "$" not in name)
+    ]
     return lambda x: function(x).to_host().copy()  # the next run writes into the same buffer
 
 
@@ -264,7 +274,7 @@ def tvm(path):
 
     model = onnx.load(path)
     axes = model.graph.input[0].type.tensor_type.shape.dim
-    shape = [axis.dim_value or default for axis, default in zip(axes, (1, 3, 224, 224))]
+    shape = [axis.dim_value or default for axis, default in zip(axes, (1, 3, 224, 224), strict=True)]
     module = from_onnx(model, {model.graph.input[0].name: shape}, keep_params_in_input=False)
     module = relax.get_pipeline("zero")(relax.transform.DecomposeOpsForInference()(module))
     machine = relax.VirtualMachine(engine.compile(module, target="llvm"), engine.cpu())
