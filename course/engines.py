@@ -26,7 +26,7 @@ from helpers import machine, settings
 TABLE, FOLDER = settings.DATA / "engines.csv", settings.EXPORTS / "engines"
 COLUMNS = [
     *("engine", "version", "kind", "verdict", "error_share", "top1", "photos", "message", "time_ratio"),
-    *("plugin_nodes", "install_mb", "python", "machine", "date", "errors", "agrees"),  # the last two: photo by photo
+    *("plugin_nodes", "install_mb", "python", "machine", "date", "bound", "errors", "agrees"),  # per photo
 ]
 LIMIT_S, LIMIT_GB = 240.0, 8.0  # of one engine with one file
 RIGHT = 1e-4  # share of the largest logit
@@ -68,7 +68,7 @@ ENGINES = (
     Engine("OpenCV, ENGINE_CLASSIC", "opencv_classic", (CV,), 286),
     Engine("ncnn by pnnx", "ncnn", ("ncnn==1.0.20261020", "pnnx==20261020", ONNX), 5600),
     Engine("tract", "tract", ("tract==0.23.9",), 131),
-    Engine("tinygrad", "tinygrad", ("tinygrad==0.14.0",), 138),
+    Engine("tinygrad", "tinygrad", ("tinygrad==0.14.0",), 138, photos=1),
     Engine("MNN", "mnn", ("MNN==3.6.1",), 154),
     Engine("nxrt", "nxrt", ("nxrt==0.1.0.dev6",), 130),
     Engine("onnx2torch", "onnx2torch", ("onnx2torch==1.5.15", TORCH, ONNX), 1, beside=True),
@@ -228,6 +228,7 @@ def verdict(found: np.ndarray, right: np.ndarray, arithmetic: str) -> dict:
     if name == "wrong" and errors.max() <= ROUNDING[arithmetic]:
         name = "off by rounding"
     told = {"verdict": name, "error_share": f"{errors.max():.2g}", "top1": f"{agrees.mean():.3g}"}
+    told["bound"] = f"{ROUNDING[arithmetic]:g}"
     return told | {"errors": " ".join(f"{e:.1e}" for e in errors), "agrees": "".join("01"[int(a)] for a in agrees)}
 
 
@@ -357,6 +358,10 @@ def run(
             kind.name: (engine_files.make(kind, where[kind.name]).parent, kind.arithmetic)
             for kind in engine_files.KINDS.values()
         }
+    for folder in (FOLDER / "files").glob("*-*/few.npy"):  # of a run that was killed
+        owner = re.fullmatch(r"(?:running|timing)-(\d+)(?:-\d)?", folder.parent.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            shutil.rmtree(folder.parent)
     here = f"{machine.cpu_name()}, {sys.platform}"
     for engine in engines:
         place = FOLDER / "environments" / re.sub(r"\W+", "-", engine.name.lower())

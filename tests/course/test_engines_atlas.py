@@ -92,7 +92,11 @@ def test_each_thing_that_can_happen_is_the_right_row(place):
 
 def test_a_row_that_stands_is_not_run_again_unless_asked(place):
     run(place, ["right"])
+    killed = place / "files" / "running-99999999"  # what a kill -9 leaves: no process has this number
+    killed.mkdir()
+    (killed / "few.npy").touch()
     rows = run(place, ["right", "off"])
+    assert not killed.exists(), "what a killed run left is still there"
     assert (place / "asked").read_text() == "right " and len(rows) == 2
     kinds = {"kind": (place / "files" / "kind", "float32")}
     engines.run(made_up(place, ["right"]), kinds, table=place / "engines.csv", again=True)
