@@ -55,6 +55,7 @@ class Engine:
         return re.split("==|@", self.pins[0])[-1]
 
 
+ENDED = "its process ended without a word"
 ORT, ONNX, TORCH = "onnxruntime==1.32.0", "onnx==1.23.2", "torch==2.15.0"
 CV, OV = "opencv-python-headless==5.0.0.93", "openvino==2026.4.1"
 ENGINES = (
@@ -69,7 +70,7 @@ ENGINES = (
     Engine("ncnn by pnnx", "ncnn", ("ncnn==1.0.20261020", "pnnx==20261020", ONNX), 5600),
     Engine("tract", "tract", ("tract==0.23.9",), 131),
     Engine("tinygrad", "tinygrad", ("tinygrad==0.14.0",), 138, photos=1),
-    Engine("MNN", "mnn", ("MNN==3.6.1",), 154),
+    Engine("MNN", "mnn", ("MNN==3.6.1",), 154, left_out=dict.fromkeys(("QDQ U8S8", "QDQ U8S7", "QDQ S8S8"), ENDED)),
     Engine("nxrt", "nxrt", ("nxrt==0.1.0.dev6",), 130),
     Engine("onnx2torch", "onnx2torch", ("onnx2torch==1.5.15", TORCH, ONNX), 1, beside=True),
     Engine("ONNX Runtime Node", "node", ("onnxruntime-node@1.30.0",), 290),
@@ -169,7 +170,7 @@ def environment(engine: Engine, folder: Path) -> tuple[str, dict[str, str]]:
 
 def one_line(message: str) -> str:
     """Return a message in one line without folders of this machine."""
-    return re.sub(r"(?:[A-Za-z]:)?[/\\](?:[\w.@+-]+[/\\])+", "", " ".join(message.split()))[:200]
+    return re.sub(r"(?:\b[A-Za-z]:)?[/\\](?:[\w.@+-]+[/\\])+", "", " ".join(message.split()))[:200]
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -241,7 +242,7 @@ def ask(engine: Engine, python: str, variables: dict, source: Path, arithmetic: 
     try:
         lack, report, answers = watched(process, limit_s, LIMIT_GB), folder / "report.json", folder / "answers.npy"
         if lack or not report.exists():
-            return {"verdict": "no answer", "message": lack or "its process ended without a word"}
+            return {"verdict": "no answer", "message": lack or ENDED}
         said = json.loads(report.read_text("utf-8"))
         if "refused" in said:
             return {"verdict": "refuses", "message": one_line(said["refused"])}
@@ -366,7 +367,9 @@ def run(
     for engine in engines:
         place = FOLDER / "environments" / re.sub(r"\W+", "-", engine.name.lower())
         stand = read(table)
-        stand = stand[(stand["engine"] == engine.name) & (stand["version"] == engine.version)]
+        stand = stand[
+            (stand["engine"] == engine.name) & (stand["version"] == engine.version) & (stand["verdict"] != "not run")
+        ]
         wanted = {kind: where for kind, where in kinds.items() if again or kind not in set(stand["kind"])}
         if not wanted:
             continue
