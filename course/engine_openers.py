@@ -200,8 +200,11 @@ NODE = """
 const ort = require(process.argv[1]), fs = require('fs'), lines = require('readline').createInterface(process.stdin)
 ort.env.logLevel = 'fatal'
 async function main() {
-  const file = process.argv[1].endsWith('web') ? fs.readFileSync(process.argv[2]) : process.argv[2]
-  const session = await ort.InferenceSession.create(file)
+  const web = process.argv[1].endsWith('web')  // it opens no files: it is given bytes, of weights beside the file, too
+  const beside = web ? fs.readdirSync('.').filter(name => name.endsWith('.data')) : []
+  const externalData = beside.map(path => ({path, data: fs.readFileSync(path)}))
+  const file = web ? fs.readFileSync(process.argv[2]) : process.argv[2]
+  const session = await ort.InferenceSession.create(file, web ? {externalData} : {})
   console.log('opened')
   for await (const line of lines) {
     const x = fs.readFileSync('x.raw'), numbers = new Float32Array(x.buffer, x.byteOffset, x.length / 4)
