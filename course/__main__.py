@@ -29,6 +29,10 @@ def run(choice: argparse.Namespace) -> int:
         from course.first import first
 
         return first()
+    if choice.command == "findings":
+        from course import findings
+
+        return findings.hold(choice.names)
     if choice.command == "check":
         return check_results(choice.files)
     if choice.command == "engines":
@@ -69,6 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--only", nargs="+", default=[], metavar="NN", help="run just these")
     check = commands.add_parser("check", help="check results files before you share them")
     check.add_argument("files", nargs="*", type=Path, help="results files (default: all in data/results/)")
+    surprises = commands.add_parser(
+        "findings", help="for maintainers: run the scripts of findings/, and see which still hold"
+    )
+    surprises.add_argument("names", nargs="*", metavar="NAME", help="parts of their names; all if none is given")
     atlas = commands.add_parser("engines", help="one file, many engines: install each for itself, ask it, write a row")
     atlas.add_argument("names", nargs="*", metavar="NAME", help="engines, as in data/engines.csv; all if none is named")
     atlas.add_argument("--keep", choices=("all", "none"), default="all", help="environments that stay (default: all)")

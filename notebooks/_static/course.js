@@ -5,3 +5,14 @@ document.addEventListener("DOMContentLoaded", () => {
         link.removeAttribute("target");
     }
 });
+
+// A field above a table shows the rows that hold all words typed.
+document.addEventListener("DOMContentLoaded", () => {
+    const field = document.querySelector("input.table-search");
+    field?.addEventListener("input", () => {
+        const words = field.value.toLowerCase().split(/\s+/);
+        for (const row of document.querySelectorAll("table.searched tbody tr")) {
+            row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+        }
+    });
+});
