@@ -54,6 +54,7 @@ def render(executed: Mapping[str, NotebookNode], out: Path, *, builder: str = "h
     staged, warnings = WORK / "staged", io.StringIO()
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(settings.NOTEBOOKS, staged, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+    shutil.copy(settings.DATA / "surprises.csv", staged)  # Sphinx reads tables beside its pages
     for name, nb in executed.items():
         notebooks.write(staged / name, nb)
     with patch_docutils(staged), docutils_namespace():
