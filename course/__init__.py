@@ -11,6 +11,8 @@ Read first ``run``, then ``build``:
     slides     decks that open from disk
     paper      the whole course as a PDF; pictures of pages, to proofread
     first      a first result in seconds
+    engines    the atlas: one file in many engines, a row each; engine_files makes the files, engine_openers opens them
+    findings   the scripts of findings/: which of them still hold
 """
 
 import os
