@@ -14,6 +14,8 @@ The base that every lesson stands on; read it first, in this order:
     plots          how pictures look
     graph          what is in an .onnx file, and what was said while it was written
     compare        do two backends give the same answer?
+    labelled       photos whose class is known: your folders, Tux Paint's stamps
+    accuracy       right answers counted, with intervals; what two files change on the same photos
     engines        a network that is loaded, its input bound, in whatever engine
     timing         how long one run takes, and whether the number can be trusted
 

@@ -1,4 +1,4 @@
-"""The weights of a network of your own, read safely. Taught in notebooks/03_single_image_inference.ipynb."""
+"""The weights of a network of your own, read safely. Taught in notebooks/15_your_own_network.ipynb."""
 
 import argparse
 import re

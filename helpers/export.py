@@ -1,4 +1,4 @@
-"""Does a file keep its promise, every batch and size? Taught in notebooks/03_single_image_inference.ipynb."""
+"""Does a file keep its promise, every batch and size? Taught in notebooks/15_your_own_network.ipynb."""
 
 import re
 from collections.abc import Mapping, Sequence
