@@ -11,7 +11,9 @@ Read first ``run``, then ``build``:
     slides     decks that open from disk
     paper      the whole course as a PDF; pictures of pages, to proofread
     first      a first result in seconds
-    engines    the atlas: one file in many engines, a row each; engine_files makes the files, engine_openers opens them
+    engines    the atlas: one file in many engines, a row each
+    engine_files    the files that it gives them
+    engine_openers  how each opens and runs one, for an environment without this course
     findings   the scripts of findings/: which of them still hold
 """
 

@@ -73,7 +73,7 @@ def with_torchao(model: nn.Module, x: torch.Tensor, y: torch.Tensor, *, reduce_r
         own = copy.deepcopy(model).eval()  # an exported program shares its weights with what it was made of
         for pair in own.modules():  # fold batch normalisation, for which torchao would export 120 patterns: a minute
             if isinstance(pair, nn.Sequential) and isinstance(pair[1], nn.BatchNorm2d):
-                pair[0], pair[1] = nn.utils.fuse_conv_bn_eval(pair[0], pair[1]), nn.Identity()
+                pair[0], pair[1] = nn.utils.fuse_conv_bn_eval(pair[0], pair[1]), nn.Identity()  # type: ignore[type-var]  # it is a Conv2d
         program = torch.export.export(own, (x[:2],), dynamic_shapes=shapes, strict=True).module()
         prepared = quantize_pt2e.prepare_qat_pt2e(program, x86.X86InductorQuantizer().set_global(recipe))
         pt2e.move_exported_model_to_train(prepared)
