@@ -115,7 +115,9 @@ def change(before: np.ndarray, after: np.ndarray) -> Change:
     p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     count, both, neither = before.size, int((before & after).sum()), int((~before & ~after).sum())
     spread = np.sqrt(before.sum() * (count - before.sum()) * after.sum() * (count - after.sum()))
-    phi = (both * neither - gained * lost) / spread if spread else 0.0  # how far the two err on the same pictures
+    together = both * neither - gained * lost  # how far the two err on the same pictures
+    together = max(together - count / 2, 0) if together > 0 else together  # Newcombe's correction for continuity
+    phi = together / spread if spread else 0.0
     shares = before.mean(), after.mean()
     (low0, high0), (low1, high1) = (wilson(int(hits.sum()), count) for hits in (before, after))
     down = np.array([shares[1] - low1, high0 - shares[0]])
