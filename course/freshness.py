@@ -89,7 +89,8 @@ class Reach(ast.NodeTransformer):
         places = [settings.ROOT / place for place in ("helpers", "notebooks/lessons", "data")]
         readers = {settings.EXPORTS, settings.IMAGES}  # and rows of results, .jsonl: they are not the course's
         there = [file for place in places for file in sorted(place.rglob("*.*")) if not readers & {*file.parents}]
-        self.nameable = [file for file in there if file.suffix not in (".jsonl", ".pyc")]
+        written = ("accuracy.csv",)  # by the notebooks themselves, as the rows of *.jsonl are
+        self.nameable = [file for file in there if file.suffix not in (".jsonl", ".pyc") and file.name not in written]
         everything = ast.Module([statement for cell in cells for statement in cell.body], [])
         self.module = Module(settings.NOTEBOOKS / "cells", everything)
         self.module.statements = {}  # a cell's own names are in the texts anyway
