@@ -20,7 +20,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 def is_hidden(cell):
     """Whether a reader sees a cell's source on asking only: in JupyterLab, and on the site."""
     folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
-    return bool(folded and tags(cell) & {"hide-input", "hide-cell", "remove-cell"})
+    return bool(folded and tags(cell) & {"hide-input", "hide-cell", "remove-cell", "remove-input"})
 
 
 def complaints(nb):
