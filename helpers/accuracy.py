@@ -116,7 +116,8 @@ def change(before: np.ndarray, after: np.ndarray) -> Change:
     count, both, neither = before.size, int((before & after).sum()), int((~before & ~after).sum())
     spread = np.sqrt(before.sum() * (count - before.sum()) * after.sum() * (count - after.sum()))
     together = both * neither - gained * lost  # how far the two err on the same pictures
-    together = max(together - count / 2, 0) if together > 0 else together  # Newcombe's correction for continuity
+    # Newcombe's correction for continuity
+    together = max(together - count / 2, 0) if together > 0 else together  # type: ignore[assignment]
     phi = together / spread if spread else 0.0
     shares = before.mean(), after.mean()
     (low0, high0), (low1, high1) = (wilson(int(hits.sum()), count) for hits in (before, after))
