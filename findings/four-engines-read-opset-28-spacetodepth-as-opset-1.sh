@@ -6,7 +6,7 @@
 #   did, "DCR": the channels come out in another order, without a word. ONNX Runtime and the reference evaluator are right.
 # Notice: compare the outputs with another engine; with one input channel there is nothing to see. Repair: write reshape and transpose.
 # Versions: openvino 2026.4.1, opencv-python-headless 5.0.0.93, tract 0.23.9, nxrt 0.1.0.dev6, onnx 1.23.2, numpy 2.4.6. Seen 2026-12-01.
-# Hurts: networks that begin with pixel_unshuffle (TResNet, YOLO's focus layer, super-resolution), exported for the newest opset.
+# Hurts: networks that begin with pixel_unshuffle (TResNet, super-resolution), written for the newest opset.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
