@@ -15,7 +15,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
 from torch.nn import functional as F
 
-from helpers import models, photos, settings
+from helpers import engines, models, photos, settings
 from helpers.preprocessing import Preprocessing
 
 LITE0, BIG = models.REAL_NETWORK, 448  # BIG: side in pixels of the photos that a file prepares itself
@@ -100,7 +100,7 @@ def by_ort(path: Path, x: np.ndarray) -> np.ndarray:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = engines.onnx_session(path, options=options)
     return np.concatenate([session.run(None, {session.get_inputs()[0].name: row[None]})[0] for row in x])
 
 

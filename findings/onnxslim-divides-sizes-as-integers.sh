@@ -4,7 +4,7 @@
 # Expected: a simplified file gives the same answers; what is computed from a shape may be folded into a constant, with its value.
 # Happens: for Shape, Gather, Cast to float, Div behind a layer, onnxslim forgets the cast and folds the integer quotient. Here the answer is all zeros.
 #   (Of the input's own shape it is right.) Every step of it may be skipped (skip_optimizations) and it still happens: it comes with the shapes that are inferred. No warning, the checker passes.
-# Notice: compare the outputs before and after; onnxslim has an option for that (model_check_inputs), which nobody must forget. onnxsim is right.
+# Notice: compare the outputs before and after; onnxslim does it only when asked (model_check=True). onnxsim is right.
 # Repair: export with the size as a number (int(x.shape[2])), or use onnxsim.
 # Versions: onnxslim 0.1.98, onnxsim 0.8.1, onnx 1.23.2, onnxruntime 1.32.0, numpy 2.4.6. Seen 2026-12-01.
 # Hurts: networks that scale by their input's size: position grids, coordinate channels, attention over a map.

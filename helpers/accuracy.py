@@ -185,7 +185,7 @@ def record(rows: Sequence[dict]) -> pd.DataFrame:
     """
     own = settings.effort() == "quick" or "COURSE_RESULTS" in os.environ
     path = (settings.results_folder() if own else settings.DATA) / "accuracy.csv"
-    new = pd.DataFrame(rows).assign(versions=machine.versions_line())
+    new = pd.DataFrame(rows).assign(versions=" · ".join(machine.versions_line().splitlines()))
     old = pd.read_csv(path) if path.exists() else new.iloc[:0]
     table = pd.concat([old, new]) if len(old) else new
     table = table.drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
