@@ -36,8 +36,9 @@ def _holds(script: Path) -> bool:
     try:
         said, _ = process.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
+        process.terminate()  # the script ends with what it runs now, and removes its folder on the way
         for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()  # the script itself then ends, and removes its folder
+            child.kill()
         said = f"{process.communicate()[0]}\nstopped after {LIMIT_S} s"
     last = (said.strip().splitlines() or ["said nothing"])[-1]
     print(f"{'holds' if process.returncode == 0 else 'GONE OR FAILED'}  {script.stem}: {last}", flush=True)
