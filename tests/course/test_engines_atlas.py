@@ -43,6 +43,7 @@ def hanging(path):
 def dying(path):
     os._exit(3)
 """
+PLAIN = {"keep": True, "again": False, "timed": False}
 EXPECTED = {
     "right": ("right", "PyTorch's logits"),
     "off": ("off by rounding", "off by 0.0005"),
@@ -139,7 +140,7 @@ def test_a_readers_file_that_no_engine_can_be_asked_about_gets_its_sentence(tmp_
     onnx.save(model, tmp_path / "big.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert engines.problem(tmp_path / "big.onnx", None) == ""
     (tmp_path / "weights.bin").unlink()
-    code = engines.command([], keep=True, again=False, timed=False, file=tmp_path / "big.onnx", shape="")
+    code = engines.command([], **PLAIN, file=tmp_path / "big.onnx", shape="")
     said = capsys.readouterr().out.splitlines()
     assert code == 1 and len(said) == len(engines.ENGINES) and all("weights.bin" in line for line in said)
     (tmp_path / "text.onnx").write_text("no model at all, only words")
@@ -147,17 +148,11 @@ def test_a_readers_file_that_no_engine_can_be_asked_about_gets_its_sentence(tmp_
 
 
 def test_a_readers_file_runs_through_the_atlas(place, capsys):
-    code = engines.command(
-        ["ONNX Runtime"],
-        keep=True,
-        again=False,
-        timed=False,
-        file=small_model(place, shape=("n", 3, 4, 4)),
-        shape="1,3,4,4",
-    )
+    mine = small_model(place, shape=("n", 3, 4, 4))
+    code = engines.command(["ONNX Runtime"], **PLAIN, file=mine, shape="1,3,4,4")
     assert code == 0 and "ONNX Runtime | mine.onnx | right" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no engine Onyx"):
-        engines.command(["Onyx"], keep=True, again=False, timed=False, file=None, shape="")
+        engines.command(["Onyx"], **PLAIN, file=None, shape="")
 
 
 def test_messages_lose_the_machines_folders():
