@@ -163,7 +163,7 @@ def test_no_lesson_asked_the_network(course):
 # Before the first cell of a kernel: engines are not installed, the processor is an old one, and there is no compiler.
 POOR_MACHINE = """
 import importlib.util as _util, sys as _sys
-_hidden = {"openvino", "cv2", "ncnn", "pnnx", "skl2onnx", "keras"}
+_hidden = {"openvino", "cv2", "ncnn", "pnnx", "skl2onnx", "keras", "onnxslim", "nncf", "torchao"}
 class _Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in _hidden:
@@ -178,13 +178,14 @@ _torch.cpu.get_capabilities = lambda: {"cpu_name": "An old processor"}
 
 @pytest.mark.slow
 def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
-    """No optional engine, no ONNX Runtime Web, no C++ compiler, no network, an old processor; on any weights."""
+    """No optional engine, ONNX Runtime Web, compiler, network or labelled photos, an old processor; on any weights."""
     root = copy_course(tmp_path / "course")
     rest = {"COURSE_WEIGHTS": "auto", "CXX": "no-such-compiler", "TORCH_HOME": str(tmp_path / "no-weights-here")}
     rest["https_proxy"] = "http://127.0.0.1:9"  # for the build command itself; nobody answers there
-    done = build(root, "--only", "09", "10", "11", startup=POOR_MACHINE, **rest)
+    rest["COURSE_STAMPS"] = str(tmp_path / "no-stamps-here")
+    done = build(root, "--only", "07", "09", "10", "11", startup=POOR_MACHINE, **rest)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("passed  ") == 3
+    assert done.stdout.count("passed  ") == 4
     text = {path.name[:2]: path.read_text("utf-8") for path in (root / "_build" / "staged").glob("*.ipynb")}
     listed = (settings.ROOT / "requirements.txt").read_text("utf-8")
     optional = re.findall(r"^#optional ([\w-]+).*\b11\b", listed, re.MULTILINE)  # those that 11 needs
@@ -192,6 +193,7 @@ def test_what_a_machine_lacks_is_said_and_stops_nothing(tmp_path):
     unnamed = [name for name in optional if not re.search(rf"pip install [\w -]*{name}\b", text["11"])]
     assert not unnamed, f"no row of 11 says how to get {unnamed}"
     assert webpage.INSTALL in text["11"] and "notebooks/lessons/paddle.py" in text["11"]
-    assert "python -m pip install openvino" in text["09"] and "python -m pip install openvino" in text["10"]
+    for number, name in (("09", "openvino"), ("10", "nncf"), ("10", "torchao")):
+        assert f"python -m pip install {name}" in text[number]
     assert "An old processor" in text["09"]
     assert "pytorch.org" in (tmp_path / "tried.txt").read_text(), "the cable was not pulled: nobody asked for weights"
